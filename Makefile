@@ -1,0 +1,80 @@
+# Every command sets up what it needs, says what it does, and is quick the second time.
+# There is one build profile, release, for everything, so that nothing is built twice.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test run stack stack-stop lint fmt example bench clean
+
+# Arguments for the program, as in: make demo ARGS="--duration 30s --json"
+ARGS ?=
+# Arguments for the Rust tests, as in: make test TEST_ARGS="exactly_once -- --nocapture"
+TEST_ARGS ?=
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/release/millstream
+PYTHON := .venv/bin/python
+SAY := printf '%s\n' >&2
+# Empty, or the feature that compiles DuckDB in; the set-up writes it, so it is read late.
+FEATURES = $$(cat .cargo/features 2>/dev/null || true)
+PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests)
+SHELL_SCRIPTS = $(wildcard scripts/*.sh .ci/run examples/*/*.sh benches/*.sh benches/*/*.sh)
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing on this machine
+	@scripts/setup.sh
+
+build: setup ## build the program
+	@if [[ -e $(BIN) ]]; then $(SAY) "build: only what changed"; \
+	  else $(SAY) "build: the first one compiles everything and takes several minutes"; fi
+	@cargo build --release $(FEATURES)
+
+demo: build ## the whole system, embedded, with made-up events (ARGS="--duration 30s")
+	@$(SAY) "demo: $(BIN) demo $(ARGS)"
+	@exec $(BIN) demo $(ARGS)
+
+run: build stack ## a node on the local stack (ARGS="--roles process,store")
+	@$(SAY) "run: $(BIN) run $(ARGS)"
+	@set -a; . .millstream/stack/env; set +a; exec $(BIN) run $(ARGS)
+
+test: build ## all the tests: Python, then Rust
+	@for folder in $(PYTHON_TESTS); do \
+	  $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done
+	@$(SAY) "test: Rust (the test programs are compiled first)"
+	@cargo test --release $(FEATURES) $(TEST_ARGS)
+
+lint: setup ## formatting, clippy, ruff, shellcheck
+	@$(SAY) "lint: cargo fmt"
+	@cargo fmt --check
+	@$(SAY) "lint: ruff"
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m ruff format --check --quiet .
+	@if command -v shellcheck >/dev/null; then \
+	  $(SAY) "lint: shellcheck"; shellcheck -x $(SHELL_SCRIPTS); \
+	  else $(SAY) "lint: shellcheck is not installed, shell scripts were not checked"; fi
+	@$(SAY) "lint: clippy (the first time checks every dependency and takes several minutes)"
+	@cargo clippy --release --all-targets $(FEATURES) -- -D warnings
+
+fmt: setup ## format all the code
+	@cargo fmt
+	@$(PYTHON) -m ruff check --quiet --fix .
+	@$(PYTHON) -m ruff format --quiet .
+
+stack: setup ## start Kafka, Redis and (if installed) Prometheus on this machine
+	@scripts/stack.sh start
+
+stack-stop: ## stop them; their data stays
+	@scripts/stack.sh stop
+
+example: build ## 336,776 real flights through Kafka, checked against the file
+	@examples/flights/run.sh $(ARGS)
+
+bench: build ## events per second, beside a hand-written Python loop
+	@benches/run.sh $(ARGS)
+
+clean: ## delete what was built, .venv and the stack's data (not the shared cache)
+	@scripts/stack.sh clean
+	@rm -rf .venv .pytest_cache .ruff_cache
+	@cargo clean

@@ -1,0 +1,129 @@
+//! What librdkafka calls back on the poll thread: rebalances, commits, statistics.
+
+use crate::{kafka::AcknowledgedPositions, telemetry::catalogue as m};
+use rdkafka::{
+    ClientContext, Offset, Statistics, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
+    error::{KafkaResult, RDKafkaErrorCode},
+    types::RDKafkaRespErr,
+};
+use std::sync::{Arc, Mutex};
+
+/// A change of the partitions that this node owns.
+#[derive(Debug)]
+pub enum Rebalanced {
+    /// New ones, assigned paused.
+    Assigned(Vec<(String, i32)>),
+    /// These went to another node.
+    Revoked(Vec<(String, i32)>),
+}
+
+/// The consumer's context.
+#[derive(Debug)]
+pub struct IngestContext {
+    /// Changes that the poll thread has not seen yet.
+    pub rebalanced: Mutex<Vec<Rebalanced>>,
+    /// What may be committed.
+    pub acknowledged: Arc<AcknowledgedPositions>,
+}
+
+impl ClientContext for IngestContext {
+    fn stats(&self, statistics: Statistics) {
+        for (topic, stats) in &statistics.topics {
+            for (partition, of) in &stats.partitions {
+                if let Some(next) = self.acknowledged.get(topic, *partition)
+                    && of.hi_offset >= 0
+                {
+                    let lag = (of.hi_offset - next).max(0);
+                    metrics::gauge!(m::KAFKA_LAG, "topic" => topic.clone(), "partition" => partition.to_string())
+                        .set(lag as f64);
+                }
+            }
+        }
+    }
+
+    fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka");
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<(String, i32)> {
+    list.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect()
+}
+
+impl ConsumerContext for IngestContext {
+    /// Never waits for the store: partitions are assigned paused and are set to their position
+    /// when the store has told it.
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        err: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        metrics::counter!(m::KAFKA_REBALANCES).increment(1);
+        let event = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list)
+        } else {
+            self.revoke(consumer, list)
+        };
+        self.rebalanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(event);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        match result {
+            Ok(()) => metrics::counter!(m::KAFKA_COMMITTED).increment(1),
+            // The offset is advice; the next commit carries the newer position.
+            Err(error) => match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::NoOffset) => {}
+                _ => tracing::warn!(%error, "offset commit refused; the next one carries it on"),
+            },
+        }
+    }
+}
+
+impl IngestContext {
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Rebalanced {
+        let names = partitions(list);
+        let mut assigned = TopicPartitionList::new();
+        for (topic, partition) in &names {
+            // A logical offset that always resolves: the broker's committed one is not ours to
+            // follow, and without any the reset policy `error` would strike before the seek.
+            if let Err(error) = assigned.add_partition_offset(topic, *partition, Offset::End) {
+                tracing::error!(%error, topic, partition, "the partition cannot be assigned");
+            }
+        }
+        let done = consumer.incremental_assign(&assigned).and_then(|()| consumer.pause(&assigned));
+        if let Err(error) = done {
+            tracing::error!(%error, "the assignment was refused");
+        }
+        Rebalanced::Assigned(names)
+    }
+
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Rebalanced {
+        let names = partitions(list);
+        if !consumer.assignment_lost() {
+            let mut offsets = TopicPartitionList::new();
+            for (topic, partition) in &names {
+                if let Some(next) = self.acknowledged.get(topic, *partition)
+                    && let Err(error) =
+                        offsets.add_partition_offset(topic, *partition, Offset::Offset(next))
+                {
+                    tracing::error!(%error, topic, partition, "an offset cannot be committed");
+                }
+            }
+            if offsets.count() > 0
+                && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
+            {
+                // The next owner starts where DuckDB says, not where the broker says.
+                tracing::warn!(%error, "the offsets of revoked partitions were not committed");
+            }
+        }
+        for (topic, partition) in &names {
+            self.acknowledged.forget(topic, *partition);
+        }
+        if let Err(error) = consumer.incremental_unassign(list) {
+            tracing::error!(%error, "the revocation was refused");
+        }
+        Rebalanced::Revoked(names)
+    }
+}

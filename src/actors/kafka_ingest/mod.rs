@@ -1,0 +1,180 @@
+//! KafkaIngest: records of the topics into the pipeline, from where DuckDB says.
+//!
+//! Takes records from Kafka, gives [`SourceBatch`](crate::messages::SourceBatch)es to the
+//! BatchAccumulator. Promises:
+//!
+//! * a source is read from the position that the store told with the newest token, in both
+//!   directions, whatever the broker's committed offset is;
+//! * a batch that is dropped anywhere before the store acknowledged it is read again;
+//! * an offset is committed only when DuckDB holds everything before it;
+//! * when the pipeline is full, partitions pause while polling goes on, so no rebalance follows.
+//!
+//! The polling itself is done by a thread ([`PollThread`]) that survives this actor. The actor
+//! asks the store for positions and passes answers on.
+
+mod context;
+mod lane;
+mod poll_thread;
+
+pub use poll_thread::{
+    Command, EVENT_ID_HEADER, PartitionStatus, PollThread, PollThreadParts, Wanted,
+};
+
+use crate::{
+    actors::RedisQueue,
+    config::{Config, StartAt},
+    kafka,
+    messages::{Acknowledged, OpenSource, SourceOpened},
+    protocol::source::{OpenRequest, SourceAttributes},
+    supervision::{Link, Undelivered},
+    telemetry::{self, StageMeter},
+};
+use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
+use rdkafka::consumer::Consumer;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+const METER: StageMeter = StageMeter::new("kafka_ingest");
+
+/// Partitions that wait to be opened. The receiver survives the actor.
+pub type WantedReceiver = Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Wanted>>>;
+
+/// See the module.
+pub struct KafkaIngest {
+    thread: Arc<PollThread>,
+    wanted: WantedReceiver,
+    queue: Link<RedisQueue>,
+    asker: Arc<Asker>,
+}
+
+/// Asks the broker what an open must say.
+struct Asker {
+    config: Arc<Config>,
+    thread: Arc<PollThread>,
+    owner: String,
+    /// Set for an embedded broker, which has no lasting identity of its own.
+    ephemeral_cluster: Option<String>,
+    cluster_id: Mutex<Option<String>>,
+}
+
+impl KafkaIngest {
+    /// An instance that adopts the running thread. `ephemeral_cluster` is the made-up id of an
+    /// embedded broker.
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        thread: Arc<PollThread>,
+        wanted: WantedReceiver,
+        queue: Link<RedisQueue>,
+        owner: String,
+        ephemeral_cluster: Option<String>,
+    ) -> Self {
+        let asker = Asker {
+            config,
+            thread: thread.clone(),
+            owner,
+            ephemeral_cluster,
+            cluster_id: Mutex::new(None),
+        };
+        Self { thread, wanted, queue, asker: Arc::new(asker) }
+    }
+}
+
+impl Asker {
+    /// Blocks on the broker.
+    fn request(&self, wanted: &Wanted) -> anyhow::Result<OpenRequest> {
+        let consumer = self.thread.consumer();
+        let Wanted { source, topic, partition } = wanted;
+        let (low, high) = kafka::watermarks(&consumer, topic, *partition)?;
+        let attributes = match &self.ephemeral_cluster {
+            Some(id) => SourceAttributes { cluster_id: Some(id.clone()), topic_id: None },
+            None => SourceAttributes {
+                cluster_id: self.cluster_id(),
+                topic_id: kafka::topic_id(
+                    consumer.client().native_client(),
+                    topic,
+                    kafka::BROKER_TIMEOUT,
+                ),
+            },
+        };
+        let start = match self.config.kafka.start {
+            StartAt::Earliest => low,
+            StartAt::Latest => high,
+        };
+        Ok(OpenRequest {
+            source: source.clone(),
+            owner: self.owner.clone(),
+            attributes,
+            start,
+            low,
+            high,
+            ephemeral: self.ephemeral_cluster.is_some(),
+        })
+    }
+
+    fn cluster_id(&self) -> Option<String> {
+        let known = self.cluster_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.is_some() {
+            return known;
+        }
+        let asked = self.thread.consumer().client().fetch_cluster_id(kafka::BROKER_TIMEOUT);
+        self.cluster_id.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
+        asked
+    }
+}
+
+/// Opens sources as the poll thread wants them, until the actor ends.
+async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<RedisQueue>) {
+    // Held until the actor ends: the next instance waits here until this one is really gone.
+    let mut wanted = wanted.lock().await;
+    while let Some(next) = wanted.recv().await {
+        let asker = asker.clone();
+        let queue = queue.clone();
+        // Side by side: many partitions come at once, and each costs a round trip or two.
+        tokio::task::spawn_local(async move {
+            let source = next.source.clone();
+            let request = tokio::task::spawn_blocking(move || asker.request(&next)).await;
+            match request {
+                Ok(Ok(open)) => {
+                    if let Err(Undelivered(_)) = queue.deliver(OpenSource(open)) {
+                        tracing::debug!(%source, "the queue is between two lives; asking again soon");
+                    }
+                }
+                Ok(Err(error)) => {
+                    METER.error("kafka");
+                    tracing::warn!(%source, error = %format!("{error:#}"), "the broker did not answer; asking again soon");
+                }
+                Err(error) => tracing::error!(%source, %error, "asking the broker panicked"),
+            }
+        });
+    }
+}
+
+impl Actor for KafkaIngest {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let opening = open_wanted(self.wanted.clone(), self.asker.clone(), self.queue.clone());
+        ctx.spawn(opening.into_actor(self));
+    }
+}
+
+impl Handler<SourceOpened> for KafkaIngest {
+    type Result = ();
+
+    fn handle(&mut self, opened: SourceOpened, _: &mut Self::Context) {
+        self.thread.tell(Command::Opened(opened));
+    }
+}
+
+impl Handler<Acknowledged> for KafkaIngest {
+    type Result = ();
+
+    fn handle(&mut self, acknowledged: Acknowledged, _: &mut Self::Context) {
+        let now = chrono::Utc::now().timestamp_micros();
+        for at in &acknowledged.sampled_timestamps_us {
+            telemetry::end_to_end("durable", (now - at).max(0) as f64 / 1e6);
+        }
+        self.thread.tell(Command::Acknowledged(acknowledged));
+    }
+}

@@ -1,0 +1,20 @@
+//! RedisQueue: the way between `process` and `store`, and the online store.
+//!
+//! Two sides, which meet only in Redis:
+//!
+//! * the sending side ([`RedisQueue`]) takes [`FeatureBatch`](crate::messages::FeatureBatch)es,
+//!   writes their critical features online, then puts them on the queue in the order of their
+//!   positions, and passes the store's answers on;
+//! * the serving side ([`RedisQueueServer`]) takes entries off the queue for the DuckDbWriter and
+//!   answers them once they are durable.
+//!
+//! Promises: critical features are online before their rows are on the queue; an entry leaves the
+//! queue only when it was answered; what is answered is in DuckDB.
+
+mod reads;
+mod sender;
+mod server;
+
+pub use reads::{ask, verify_online};
+pub use sender::{QueueParts, RedisQueue};
+pub use server::RedisQueueServer;

@@ -1,0 +1,280 @@
+//! Reads of DuckDB through the queue: the asking side and the serving side.
+//!
+//! A read is an entry of the stream `{ns}:reads` with the fields `to` (the list for the answer) and
+//! `head` (JSON). Its answer is one element: a JSON header line, then the bytes.
+
+use super::server::{ensure_group, read_entries};
+use crate::{
+    actors::duckdb_writer::{ReadJob, WriterThread},
+    config::{Config, StreamConfig},
+    messages::{ReadReply, ReadRequest},
+    online,
+    protocol::version::Version,
+    queue::{self, Keys, RedisLink, STORE_GROUP},
+    store::audit::{Audit, Check, NewestValue},
+};
+use anyhow::{Context as _, bail};
+use redis::aio::{ConnectionManager, MultiplexedConnection};
+use std::{sync::Arc, time::Duration};
+use uuid::Uuid;
+
+/// After an error of Redis, the same is tried again after so long.
+const RETRY: Duration = Duration::from_millis(200);
+/// Seconds that an answer waits to be fetched.
+const ANSWER_TTL_S: i64 = 120;
+/// Reads that one trip takes at most.
+const READS_A_TRIP: usize = 8;
+/// Keys that one round trip of the online check asks for.
+const ONLINE_A_TRIP: usize = 2_000;
+
+/// Asks the store and waits for its answer.
+///
+/// # Errors
+/// When Redis does not answer, or no store does within `deadline`.
+pub async fn ask(
+    redis: &RedisLink,
+    keys: &Keys,
+    request: &ReadRequest,
+    deadline: Duration,
+) -> anyhow::Result<(ReadReply, Vec<u8>)> {
+    let reply_to = keys.replies(&format!("read:{}", Uuid::now_v7()));
+    let mut connection =
+        queue::blocking_connection(redis).await.context("Redis cannot be reached")?;
+    let id: String = redis::cmd("XADD")
+        .arg(keys.reads())
+        .arg("*")
+        .arg("to")
+        .arg(&reply_to)
+        .arg("head")
+        .arg(serde_json::to_vec(request)?)
+        .query_async(&mut connection)
+        .await?;
+    let answer: Option<(String, Vec<u8>)> = redis::cmd("BLPOP")
+        .arg(&reply_to)
+        .arg(deadline.as_secs_f64())
+        .query_async(&mut connection)
+        .await?;
+    let Some((_, bytes)) = answer else {
+        // Nobody will want the answer any more.
+        let _: redis::RedisResult<()> =
+            redis::cmd("XDEL").arg(keys.reads()).arg(id).query_async(&mut connection).await;
+        bail!("no store answered within {deadline:?}: is a node with the role `store` running?");
+    };
+    let end = bytes.iter().position(|b| *b == b'\n').context("the answer has no header")?;
+    Ok((serde_json::from_slice(&bytes[..end])?, bytes[end + 1..].to_vec()))
+}
+
+/// Answers reads until the actor ends.
+pub(super) async fn serve(
+    redis: RedisLink,
+    keys: Keys,
+    config: Arc<Config>,
+    thread: Arc<WriterThread>,
+) {
+    loop {
+        match queue::blocking_connection(&redis).await {
+            Ok(mut connection) => {
+                if let Err(error) = serve_on(&mut connection, &redis, &keys, &config, &thread).await
+                {
+                    tracing::warn!(error = %format!("{error:#}"), "reads cannot be served; trying again");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "reads cannot be served: Redis cannot be reached"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn serve_on(
+    connection: &mut MultiplexedConnection,
+    redis: &RedisLink,
+    keys: &Keys,
+    config: &Arc<Config>,
+    thread: &Arc<WriterThread>,
+) -> anyhow::Result<()> {
+    let stream = keys.reads();
+    ensure_group(connection, &stream).await?;
+    let manager = redis.manager().await?;
+    // A read that an earlier instance left is asked again by its client, if it still wants it.
+    loop {
+        for entry in read_entries(connection, &stream, ">", READS_A_TRIP).await? {
+            let (keys, config, thread) = (keys.clone(), config.clone(), thread.clone());
+            let mut manager = manager.clone();
+            // Side by side: a long audit must not hold up a short question.
+            tokio::task::spawn_local(async move {
+                let to: String = entry.get("to").unwrap_or_default();
+                let head: Vec<u8> = entry.get("head").unwrap_or_default();
+                let (reply, body) = match serde_json::from_slice(&head) {
+                    Ok(request) => answer(request, &mut manager, &keys, &config, &thread).await,
+                    Err(error) => refused(format!("the read cannot be understood: {error}")),
+                };
+                if let Err(error) = send(&mut manager, &keys, &entry.id, &to, &reply, &body).await {
+                    tracing::warn!(error = %format!("{error:#}"), "a read's answer was not sent");
+                }
+            });
+        }
+    }
+}
+
+async fn send(
+    manager: &mut ConnectionManager,
+    keys: &Keys,
+    id: &str,
+    to: &str,
+    reply: &ReadReply,
+    body: &[u8],
+) -> anyhow::Result<()> {
+    let mut bytes = serde_json::to_vec(reply)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(body);
+    let mut pipeline = redis::pipe();
+    pipeline.rpush(to, bytes).ignore();
+    pipeline.expire(to, ANSWER_TTL_S).ignore();
+    pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(id).ignore();
+    pipeline.cmd("XDEL").arg(keys.reads()).arg(id).ignore();
+    let () = pipeline.query_async(manager).await?;
+    Ok(())
+}
+
+fn refused(reason: String) -> (ReadReply, Vec<u8>) {
+    (ReadReply::Failed { refused: true, reason }, Vec::new())
+}
+
+fn failed(reason: String) -> (ReadReply, Vec<u8>) {
+    (ReadReply::Failed { refused: false, reason }, Vec::new())
+}
+
+async fn answer(
+    request: ReadRequest,
+    manager: &mut ConnectionManager,
+    keys: &Keys,
+    config: &Config,
+    thread: &WriterThread,
+) -> (ReadReply, Vec<u8>) {
+    let (done, result) = tokio::sync::oneshot::channel();
+    match request {
+        ReadRequest::Query { sql } => {
+            thread.read(ReadJob::Query { sql, done });
+            match result.await {
+                Ok(Ok(bytes)) => (ReadReply::Arrow, bytes),
+                Ok(Err(error @ crate::store::reader::ReadError::Refused(_))) => {
+                    refused(error.to_string())
+                }
+                Ok(Err(error)) => failed(error.to_string()),
+                Err(_) => failed("the store's reader ended".into()),
+            }
+        }
+        ReadRequest::Verify { full } => {
+            let (done, result) = tokio::sync::oneshot::channel();
+            thread.read(ReadJob::Verify { full, done });
+            let (mut audit, newest) = match result.await {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => return failed(error.to_string()),
+                Err(_) => return failed("the store's reader ended".into()),
+            };
+            match verify_online(manager, keys, &config.streams, &newest).await {
+                Ok(check) => audit.checks.push(check),
+                Err(error) => {
+                    return failed(format!("the online store cannot be checked: {error}"));
+                }
+            }
+            match serde_json::to_vec::<Audit>(&audit) {
+                Ok(json) => (ReadReply::Json, json),
+                Err(error) => failed(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Whether every critical feature's online value is its newest in DuckDB. What is online may be
+/// ahead while data flows: critical features go to Redis first.
+///
+/// # Errors
+/// Redis' word.
+pub async fn verify_online(
+    manager: &mut ConnectionManager,
+    keys: &Keys,
+    streams: &[StreamConfig],
+    newest: &[(String, NewestValue)],
+) -> redis::RedisResult<Check> {
+    let critical: Vec<&NewestValue> = newest
+        .iter()
+        .filter(|(source, value)| {
+            let stream = streams.iter().find(|s| belongs(source, &s.name));
+            stream.is_some_and(|s| s.is_critical(&value.feature_name))
+        })
+        .map(|(_, value)| value)
+        .collect();
+    let (mut broken, mut ahead) = (Vec::new(), 0usize);
+    for chunk in critical.chunks(ONLINE_A_TRIP) {
+        let mut pipeline = redis::pipe();
+        for value in chunk {
+            pipeline.hget(keys.entity(&value.entity_id), &value.feature_name);
+        }
+        let fields: Vec<Option<String>> = pipeline.query_async(manager).await?;
+        for (value, field) in chunk.iter().zip(fields) {
+            match compare(value, field.as_deref()) {
+                Comparison::Equal => {}
+                Comparison::Ahead => ahead += 1,
+                Comparison::Broken(why) => broken.push(why),
+            }
+        }
+    }
+    let holds = format!(
+        "the online value of {} critical features equals the newest in DuckDB ({ahead} are ahead of it)",
+        critical.len()
+    );
+    Ok(Check::of("online_equals_newest", &broken, holds))
+}
+
+/// `kafka:<stream>/…` belongs to the stream.
+fn belongs(source: &str, stream: &str) -> bool {
+    let rest = source.split_once(':').map_or(source, |(_, rest)| rest);
+    rest.strip_prefix(stream).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+enum Comparison {
+    Equal,
+    Ahead,
+    Broken(String),
+}
+
+fn compare(newest: &NewestValue, field: Option<&str>) -> Comparison {
+    let NewestValue { entity_id, feature_name, value, version } = newest;
+    let shown = |v: &Version| format!("{} at {}", v.pos, v.event_timestamp);
+    let Some(field) = field else {
+        return Comparison::Broken(format!("{entity_id} {feature_name}: not online"));
+    };
+    let Some((online_value, online_version, _)) = online::parse_field(field) else {
+        return Comparison::Broken(format!(
+            "{entity_id} {feature_name}: unreadable online value {field:?}"
+        ));
+    };
+    if online_version > *version {
+        Comparison::Ahead
+    } else if online_version < *version {
+        Comparison::Broken(format!(
+            "{entity_id} {feature_name}: online is the older version ({} instead of {})",
+            shown(&online_version),
+            shown(version)
+        ))
+    } else if online_value.map(f64::to_bits) != value.map(f64::to_bits) {
+        Comparison::Broken(format!(
+            "{entity_id} {feature_name}: online {online_value:?}, in DuckDB {value:?}"
+        ))
+    } else {
+        Comparison::Equal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_belongs_to_the_stream_of_its_name_only() {
+        assert!(belongs("kafka:clicks/user-events/0", "clicks"));
+        assert!(!belongs("kafka:clicks2/user-events/0", "clicks"));
+        assert!(!belongs("kafka:features/clicks/0", "clicks"));
+    }
+}

@@ -1,0 +1,554 @@
+//! The sending side.
+
+use crate::{
+    actors::KafkaIngest,
+    config::Config,
+    messages::{
+        Acknowledged, Credit, FeatureBatch, OpenSource, PartHeader, PartVerdict, QueueReply,
+        SourceOpened, WriteHeader,
+    },
+    online::{self, OnlineOutcome, Promise},
+    protocol::{
+        source::{OpenReply, SourceName},
+        ticket::Ticket,
+        window::{PartRange, SendWindows},
+    },
+    queue::{self, Keys, RedisLink, decode_reply, encode_open, encode_write},
+    supervision::{Link, Undelivered},
+    telemetry::{self, StageMeter, catalogue as m},
+};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
+use redis::{Value, aio::ConnectionManager};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+const METER: StageMeter = StageMeter::new("redis_queue");
+
+/// After an error of Redis, the same is tried again after so long.
+const RETRY: Duration = Duration::from_millis(200);
+/// A write that is unanswered for so long is looked for on the queue.
+const LOOK_AFTER: Duration = Duration::from_secs(3);
+/// Entries that one round trip puts on the queue at most.
+const ENTRIES_A_TRIP: usize = 16;
+/// How often an acknowledgement is offered to a KafkaIngest that is between two lives.
+const ACK_TRIES: u32 = 100;
+
+/// What outlives an instance.
+#[derive(Debug, Clone)]
+pub struct QueueParts {
+    /// Redis.
+    pub redis: RedisLink,
+    /// This run of this node; answers go to its list.
+    pub node_id: Arc<str>,
+    /// The node's name in the ledger.
+    pub node_name: String,
+    /// Where positions and acknowledgements go.
+    pub ingest: Link<KafkaIngest>,
+    /// Redis' generation, as this node knows it.
+    pub generation: Arc<Mutex<String>>,
+}
+
+/// See the module.
+pub struct RedisQueue {
+    config: Arc<Config>,
+    keys: Keys,
+    parts: QueueParts,
+    windows: SendWindows<Outgoing>,
+    unanswered: HashMap<u64, Unanswered>,
+    last_round: u64,
+    to_queue: Option<mpsc::UnboundedSender<ToQueue>>,
+    commands: Option<ConnectionManager>,
+}
+
+/// The fields of an entry, shared by its first and any further sending.
+type SharedFields = Arc<Vec<(&'static str, Vec<u8>)>>;
+
+/// A batch that is online and waits for its turn on the queue.
+#[derive(Debug)]
+struct Outgoing {
+    fields: SharedFields,
+    parts: Vec<SentPart>,
+    rows: usize,
+}
+
+#[derive(Debug)]
+struct SentPart {
+    range: PartRange,
+    ticket: Ticket,
+    _credit: Credit,
+    sampled_timestamps_us: Vec<i64>,
+}
+
+/// What stands on the queue, or is about to.
+#[derive(Debug)]
+struct Unanswered {
+    /// The entry's id, once Redis told it.
+    id: Option<String>,
+    /// `None` for an open, which KafkaIngest asks again by itself.
+    fields: Option<SharedFields>,
+    parts: Vec<SentPart>,
+    sources: Vec<SourceName>,
+    sent_at: Instant,
+    /// It was looked for once and not found: its answer may have been on the way just then.
+    missed: bool,
+}
+
+struct ToQueue {
+    round: u64,
+    fields: SharedFields,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Queued {
+    round: u64,
+    id: String,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Answered(queue::Answer);
+
+impl RedisQueue {
+    /// An instance with empty windows: what an earlier one had in hand is read again.
+    #[must_use]
+    pub fn new(config: Arc<Config>, parts: QueueParts) -> Self {
+        Self {
+            keys: Keys::new(&config.node.namespace),
+            config,
+            parts,
+            windows: SendWindows::default(),
+            unanswered: HashMap::new(),
+            // Rounds of an earlier instance must not be taken for ours.
+            last_round: u64::from(rand::random::<u32>()) << 32,
+            to_queue: None,
+            commands: None,
+        }
+    }
+
+    fn generation(&self) -> String {
+        self.parts.generation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts everything whose turn it is on the queue.
+    fn pump(&mut self) {
+        while let Some(Outgoing { fields, parts, rows }) = self.windows.next_sendable() {
+            METER.sent(rows);
+            let sources = parts.iter().map(|p| p.range.source.clone()).collect();
+            self.enqueue(fields, true, parts, sources);
+        }
+        METER.queue_depth(self.windows.waiting() + self.unanswered.len());
+    }
+
+    fn enqueue(
+        &mut self,
+        fields: SharedFields,
+        is_write: bool,
+        parts: Vec<SentPart>,
+        sources: Vec<SourceName>,
+    ) {
+        self.last_round += 1;
+        let round = self.last_round;
+        let unanswered = Unanswered {
+            id: None,
+            fields: is_write.then(|| fields.clone()),
+            parts,
+            sources,
+            sent_at: Instant::now(),
+            missed: false,
+        };
+        self.unanswered.insert(round, unanswered);
+        self.send(ToQueue { round, fields });
+    }
+
+    fn send(&self, entry: ToQueue) {
+        // The receiver is a task of this actor: it ends with it, and everything is read again.
+        if let Some(to_queue) = &self.to_queue {
+            let _ = to_queue.send(entry);
+        }
+    }
+
+    /// Hands a message to KafkaIngest, which may be between two lives.
+    fn tell_ingest<M>(&self, message: M, tries: u32, ctx: &mut Context<Self>)
+    where
+        KafkaIngest: Handler<M>,
+        M: Message + Send + 'static,
+        M::Result: Send,
+    {
+        if let Err(Undelivered(message)) = self.parts.ingest.deliver(message)
+            && tries > 0
+        {
+            let soon = Duration::from_millis(20);
+            ctx.run_later(soon, move |actor, ctx| actor.tell_ingest(message, tries - 1, ctx));
+        }
+    }
+
+    fn settle(&mut self, part: SentPart, verdict: PartVerdict, ctx: &mut Context<Self>) {
+        self.windows.answered(&part.range);
+        if verdict.decision.is_ok() {
+            part.ticket.settle();
+            let acknowledged = Acknowledged {
+                source: verdict.source,
+                token: verdict.token,
+                next_pos: verdict.next_pos,
+                sampled_timestamps_us: part.sampled_timestamps_us,
+            };
+            self.tell_ingest(acknowledged, ACK_TRIES, ctx);
+        } else {
+            // The ticket is dropped unsettled, which makes the source open again.
+            tracing::warn!(
+                source = %verdict.source,
+                from = part.range.from,
+                to = part.range.to,
+                next_pos = verdict.next_pos,
+                answer = verdict.decision.name(),
+                "the store did not take a batch; its source is read again"
+            );
+        }
+    }
+
+    /// Looks for writes that are unanswered for long, and sends again those that left the queue.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let Some(mut connection) = self.commands.clone() else { return };
+        let old: Vec<(u64, String)> = self
+            .unanswered
+            .iter()
+            .filter(|(_, u)| u.fields.is_some() && u.sent_at.elapsed() >= LOOK_AFTER)
+            .filter_map(|(round, u)| Some((*round, u.id.clone()?)))
+            .collect();
+        if old.is_empty() {
+            return;
+        }
+        let key = self.keys.queue();
+        let looking = async move {
+            // Only whether it is there: the entry itself may be megabytes.
+            let script =
+                redis::Script::new("return #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])");
+            let mut found = Vec::with_capacity(old.len());
+            for (round, id) in old {
+                let there: redis::RedisResult<i64> =
+                    script.key(&key).arg(id).invoke_async(&mut connection).await;
+                found.push((round, there));
+            }
+            found
+        };
+        ctx.spawn(looking.into_actor(self).map(|found, actor, _| {
+            for (round, there) in found {
+                match there {
+                    Ok(0) => actor.missing(round),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "the queue could not be looked at"),
+                }
+            }
+        }));
+    }
+
+    fn missing(&mut self, round: u64) {
+        let Some(unanswered) = self.unanswered.get_mut(&round) else { return };
+        if !std::mem::replace(&mut unanswered.missed, true) {
+            return;
+        }
+        if let Some(fields) = unanswered.fields.clone() {
+            tracing::warn!(round, "a write left the queue unanswered; sending it again");
+            unanswered.id = None;
+            unanswered.missed = false;
+            unanswered.sent_at = Instant::now();
+            self.send(ToQueue { round, fields });
+        }
+    }
+}
+
+/// Writes a batch's critical features online; goes on until Redis has taken them.
+async fn write_online(
+    batch: &FeatureBatch,
+    parts: &QueueParts,
+    keys: &Keys,
+    generation: &str,
+) -> OnlineOutcome {
+    let started = Instant::now();
+    let mut outcome = OnlineOutcome::Written;
+    let mut connection = None;
+    for part in &batch.parts {
+        let promise = Promise { to: part.to, script_sha256: &batch.script_sha256 };
+        loop {
+            let manager = match connection.take() {
+                Some(manager) => Ok(manager),
+                None => parts.redis.manager().await,
+            };
+            let written = match manager {
+                Ok(mut manager) => {
+                    let written = online::write(
+                        &mut manager,
+                        keys,
+                        generation,
+                        &part.source,
+                        part.token,
+                        &promise,
+                        &part.online,
+                    )
+                    .await;
+                    connection = Some(manager);
+                    written
+                }
+                Err(error) => Err(error),
+            };
+            match written {
+                Ok(OnlineOutcome::Written) => {
+                    let now = chrono::Utc::now().timestamp_micros();
+                    if !part.online.is_empty() {
+                        for at in &part.sampled_timestamps_us {
+                            telemetry::end_to_end("online", (now - at).max(0) as f64 / 1e6);
+                        }
+                    }
+                    break;
+                }
+                // DuckDB will say the same of the write.
+                Ok(OnlineOutcome::Fenced) => break,
+                Ok(OnlineOutcome::Generation) => {
+                    outcome = OnlineOutcome::Generation;
+                    break;
+                }
+                Err(error) => {
+                    METER.error("redis");
+                    tracing::warn!(%error, "the online write failed; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+    metrics::histogram!(m::REDIS_WRITE).record(started.elapsed());
+    outcome
+}
+
+/// Puts entries on the queue in the order in which they come; an error holds all of them up.
+async fn put_on_queue(
+    redis: RedisLink,
+    key: String,
+    reply_to: String,
+    mut entries: mpsc::UnboundedReceiver<ToQueue>,
+    own: Addr<RedisQueue>,
+) {
+    let mut connection: Option<ConnectionManager> = None;
+    let mut trip = Vec::with_capacity(ENTRIES_A_TRIP);
+    while entries.recv_many(&mut trip, ENTRIES_A_TRIP).await > 0 {
+        let mut pipeline = redis::pipe();
+        for entry in &trip {
+            let add = pipeline.cmd("XADD").arg(&key).arg("*");
+            add.arg("to").arg(&reply_to).arg("round").arg(entry.round);
+            for (name, value) in entry.fields.iter() {
+                add.arg(*name).arg(value.as_slice());
+            }
+        }
+        let ids: Vec<String> = loop {
+            let manager = match connection.take() {
+                Some(manager) => Ok(manager),
+                None => redis.manager().await,
+            };
+            let added = match manager {
+                Ok(mut manager) => {
+                    let added = pipeline.query_async(&mut manager).await;
+                    connection = Some(manager);
+                    added
+                }
+                Err(error) => Err(error),
+            };
+            match added {
+                Ok(ids) => break ids,
+                Err(error) => {
+                    METER.error("redis");
+                    tracing::warn!(%error, "the queue does not take entries; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        for (entry, id) in trip.drain(..).zip(ids) {
+            // A full mailbox would be a defect; without the id the entry is not looked for.
+            let _ = own.try_send(Queued { round: entry.round, id });
+        }
+    }
+}
+
+/// Takes answers off this node's list until the actor ends.
+async fn listen(redis: RedisLink, key: String, own: Addr<RedisQueue>) {
+    loop {
+        match queue::blocking_connection(&redis).await {
+            Ok(mut connection) => loop {
+                let popped: redis::RedisResult<Option<(String, Value)>> =
+                    redis::cmd("BLPOP").arg(&key).arg(5).query_async(&mut connection).await;
+                match popped {
+                    Ok(None) => {}
+                    Ok(Some((_, value))) => match decode_reply(&value) {
+                        // A full mailbox would be a defect; the write is answered again as a duplicate.
+                        Ok(answer) => drop(own.try_send(Answered(answer))),
+                        Err(error) => tracing::error!(%error, "an answer cannot be read"),
+                    },
+                    Err(error) => {
+                        tracing::warn!(%error, "no answers: Redis does not answer");
+                        break;
+                    }
+                }
+            },
+            Err(error) => tracing::warn!(%error, "no answers: Redis cannot be reached"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+impl Actor for RedisQueue {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let (to_queue, entries) = mpsc::unbounded_channel();
+        self.to_queue = Some(to_queue);
+        let replies = self.keys.replies(&self.parts.node_id);
+        let redis = &self.parts.redis;
+        let putting =
+            put_on_queue(redis.clone(), self.keys.queue(), replies.clone(), entries, ctx.address());
+        ctx.spawn(putting.into_actor(self));
+        ctx.spawn(listen(redis.clone(), replies, ctx.address()).into_actor(self));
+        let redis = redis.clone();
+        let connecting = async move {
+            loop {
+                match redis.manager().await {
+                    Ok(manager) => return manager,
+                    Err(_) => tokio::time::sleep(RETRY).await,
+                }
+            }
+        };
+        ctx.spawn(
+            connecting.into_actor(self).map(|manager, actor, _| actor.commands = Some(manager)),
+        );
+        ctx.run_interval(Duration::from_secs(1), Self::look);
+    }
+}
+
+impl Handler<OpenSource> for RedisQueue {
+    type Result = ();
+
+    fn handle(&mut self, OpenSource(open): OpenSource, _: &mut Self::Context) {
+        match encode_open(&open) {
+            Ok(fields) => self.enqueue(Arc::new(fields), false, Vec::new(), vec![open.source]),
+            Err(error) => tracing::error!(%error, "an open cannot be written"),
+        }
+    }
+}
+
+impl Handler<FeatureBatch> for RedisQueue {
+    type Result = ();
+
+    fn handle(&mut self, batch: FeatureBatch, ctx: &mut Self::Context) {
+        let started = Instant::now();
+        METER.received(batch.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize);
+        let generation = self.generation();
+        let (parts, keys) = (self.parts.clone(), self.keys.clone());
+        let stream = self.config.streams[batch.stream].name.clone();
+        let preparing = async move {
+            let outcome = write_online(&batch, &parts, &keys, &generation).await;
+            if outcome == OnlineOutcome::Generation {
+                return Err(anyhow::anyhow!(
+                    "Redis lost everything; the batch of {stream} is read again"
+                ));
+            }
+            let node = parts.node_name.clone();
+            tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await?
+        };
+        ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
+            Ok((ranges, outgoing)) => {
+                METER.worked(started);
+                actor.windows.push(ranges, outgoing);
+                actor.pump();
+            }
+            // Its tickets were dropped with it: its sources open again.
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "a batch was not queued"),
+        }));
+    }
+}
+
+/// A batch as it goes on the queue.
+fn prepare(
+    batch: FeatureBatch,
+    node: String,
+    generation: String,
+) -> anyhow::Result<(Vec<PartRange>, Outgoing)> {
+    let header = WriteHeader {
+        node,
+        transform: batch.transform,
+        script_sha256: batch.script_sha256,
+        generation,
+        parts: batch
+            .parts
+            .iter()
+            .map(|p| PartHeader {
+                source: p.source.clone(),
+                token: p.token,
+                from: p.from,
+                to: p.to,
+                n_in: p.n_in,
+                n_kept: p.n_kept,
+                n_dead: p.dead.len() as i64,
+                n_filtered: p.n_filtered,
+                n_rows: p.rows.num_rows() as i64,
+            })
+            .collect(),
+    };
+    let rows: Vec<_> = batch.parts.iter().map(|p| p.rows.clone()).collect();
+    let dead: Vec<_> = batch.parts.iter().map(|p| p.dead.as_slice()).collect();
+    let fields = Arc::new(encode_write(&header, &rows, &dead)?);
+    let n = header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize;
+    let parts: Vec<SentPart> = batch
+        .parts
+        .into_iter()
+        .map(|p| SentPart {
+            range: PartRange { source: p.source, token: p.token, from: p.from, to: p.to },
+            ticket: p.ticket,
+            _credit: p.credit,
+            sampled_timestamps_us: p.sampled_timestamps_us,
+        })
+        .collect();
+    let ranges = parts.iter().map(|p| p.range.clone()).collect();
+    Ok((ranges, Outgoing { fields, parts, rows: n }))
+}
+
+impl Handler<Queued> for RedisQueue {
+    type Result = ();
+
+    fn handle(&mut self, Queued { round, id }: Queued, _: &mut Self::Context) {
+        if let Some(unanswered) = self.unanswered.get_mut(&round) {
+            unanswered.id = Some(id);
+        }
+    }
+}
+
+impl Handler<Answered> for RedisQueue {
+    type Result = ();
+
+    fn handle(&mut self, Answered(answer): Answered, ctx: &mut Self::Context) {
+        // An answer to an earlier instance, or a second one, is nobody's.
+        let Some(unanswered) = self.unanswered.remove(&answer.round) else { return };
+        match answer.reply {
+            QueueReply::Opened { source, reply } => {
+                if let OpenReply::Opened { token, next_pos, .. } = &reply {
+                    self.windows.opened(source.clone(), *token, *next_pos);
+                }
+                self.tell_ingest(SourceOpened { source, reply }, 1, ctx);
+            }
+            QueueReply::Written { verdicts } => {
+                for (part, verdict) in unanswered.parts.into_iter().zip(verdicts) {
+                    self.settle(part, verdict, ctx);
+                }
+            }
+            QueueReply::Refused { reason } => {
+                METER.error("unreadable");
+                for source in unanswered.sources {
+                    let reply = OpenReply::Halted { reason: reason.clone() };
+                    self.tell_ingest(SourceOpened { source, reply }, ACK_TRIES, ctx);
+                }
+            }
+        }
+        self.pump();
+    }
+}

@@ -1,0 +1,249 @@
+//! The serving side: entries off the queue to the DuckDbWriter, answers back.
+
+use super::reads;
+use crate::{
+    actors::{DuckDbWriter, duckdb_writer::WriterThread},
+    config::Config,
+    messages::{Applied, EntryDuty, QueueEntry, QueueReply},
+    protocol::source::OpenReply,
+    queue::{self, Keys, RedisLink, STORE_GROUP, decode_entry, encode_reply},
+    supervision::{Link, Undelivered},
+    telemetry::{StageMeter, catalogue as m},
+};
+use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
+use redis::{
+    aio::{ConnectionManager, MultiplexedConnection},
+    streams::{StreamId, StreamReadReply},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, mpsc};
+
+const METER: StageMeter = StageMeter::new("redis_queue");
+
+/// After an error of Redis, the same is tried again after so long.
+const RETRY: Duration = Duration::from_millis(200);
+/// Entries in hand: read and not yet answered.
+const ENTRIES_IN_HAND: usize = 64;
+/// Entries that one read takes at most.
+const ENTRIES_A_READ: usize = 16;
+/// Seconds that an answer waits for a node that is gone.
+const REPLY_TTL_S: i64 = 3_600;
+/// The store's name in its group. There is one store, and its successor takes over what it had.
+const CONSUMER: &str = "store";
+
+/// See the module.
+pub struct RedisQueueServer {
+    config: Arc<Config>,
+    redis: RedisLink,
+    writer: Link<DuckDbWriter>,
+    thread: Arc<WriterThread>,
+    answers: Option<mpsc::UnboundedSender<Applied>>,
+}
+
+impl RedisQueueServer {
+    /// An instance that first reads what an earlier one left unanswered.
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        redis: RedisLink,
+        writer: Link<DuckDbWriter>,
+        thread: Arc<WriterThread>,
+    ) -> Self {
+        Self { config, redis, writer, thread, answers: None }
+    }
+}
+
+impl Actor for RedisQueueServer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let keys = Keys::new(&self.config.node.namespace);
+        let (answers, to_answer) = mpsc::unbounded_channel();
+        self.answers = Some(answers);
+        let serving = serve(self.redis.clone(), keys.clone(), self.writer.clone());
+        ctx.spawn(serving.into_actor(self));
+        ctx.spawn(answer(self.redis.clone(), keys.clone(), to_answer).into_actor(self));
+        let reading =
+            reads::serve(self.redis.clone(), keys, self.config.clone(), self.thread.clone());
+        ctx.spawn(reading.into_actor(self));
+    }
+}
+
+impl Handler<Applied> for RedisQueueServer {
+    type Result = ();
+
+    fn handle(&mut self, applied: Applied, _: &mut Self::Context) {
+        if let Some(answers) = &self.answers {
+            // The receiver is a task of this actor; entries that it does not answer stay pending
+            // and are read again by the next instance.
+            let _ = answers.send(applied);
+        }
+    }
+}
+
+/// Makes the consumer group of a stream unless it is there.
+pub(super) async fn ensure_group(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+) -> redis::RedisResult<()> {
+    let made: redis::RedisResult<()> = redis::cmd("XGROUP")
+        .arg("CREATE")
+        .arg(stream)
+        .arg(STORE_GROUP)
+        .arg("0")
+        .arg("MKSTREAM")
+        .query_async(connection)
+        .await;
+    match made {
+        Err(e) if e.code() == Some("BUSYGROUP") => Ok(()),
+        other => other,
+    }
+}
+
+/// Reads entries after `cursor`: `>` for new ones, an id for own pending ones.
+pub(super) async fn read_entries(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+    cursor: &str,
+    count: usize,
+) -> redis::RedisResult<Vec<StreamId>> {
+    let reply: Option<StreamReadReply> = redis::cmd("XREADGROUP")
+        .arg("GROUP")
+        .arg(STORE_GROUP)
+        .arg(CONSUMER)
+        .arg("COUNT")
+        .arg(count)
+        .arg("BLOCK")
+        .arg(500)
+        .arg("STREAMS")
+        .arg(stream)
+        .arg(cursor)
+        .query_async(connection)
+        .await?;
+    Ok(reply.into_iter().flat_map(|r| r.keys).flat_map(|k| k.ids).collect())
+}
+
+/// Takes entries off the queue until the actor ends: own pending ones first, then new ones.
+async fn serve(redis: RedisLink, keys: Keys, writer: Link<DuckDbWriter>) {
+    let room = Arc::new(Semaphore::new(ENTRIES_IN_HAND));
+    let (dropped, mut was_dropped) = mpsc::unbounded_channel();
+    loop {
+        match queue::blocking_connection(&redis).await {
+            Ok(mut connection) => {
+                if let Err(error) =
+                    read_on(&mut connection, &keys, &writer, &room, &dropped, &mut was_dropped)
+                        .await
+                {
+                    METER.error("redis");
+                    tracing::warn!(%error, "the queue cannot be read; trying again");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the queue cannot be read: Redis cannot be reached")
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn read_on(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    writer: &Link<DuckDbWriter>,
+    room: &Arc<Semaphore>,
+    dropped: &mpsc::UnboundedSender<()>,
+    was_dropped: &mut mpsc::UnboundedReceiver<()>,
+) -> redis::RedisResult<()> {
+    let stream = keys.queue();
+    ensure_group(connection, &stream).await?;
+    let mut pending_after = Some("0".to_owned());
+    loop {
+        // Entries were dropped unanswered: they are pending, and are read again from the first.
+        while was_dropped.try_recv().is_ok() {
+            pending_after = Some("0".to_owned());
+        }
+        let cursor = pending_after.as_deref().unwrap_or(">");
+        let entries = read_entries(connection, &stream, cursor, ENTRIES_A_READ).await?;
+        if let Some(after) = &mut pending_after {
+            match entries.last() {
+                Some(last) => after.clone_from(&last.id),
+                None => pending_after = None,
+            }
+        }
+        for entry in entries {
+            // The semaphore is never closed.
+            let Ok(room) = room.clone().acquire_owned().await else { return Ok(()) };
+            let (reply_to, round, request) = decode_entry(&entry);
+            let duty = EntryDuty::new(dropped.clone(), room);
+            let entry = QueueEntry { id: entry.id, reply_to, round, request, duty };
+            if let Err(Undelivered(entry)) = writer.deliver(entry) {
+                // Between two lives: dropping the entry has it read again from the pending ones.
+                drop(entry);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+/// Writes answers, in order, until the actor ends.
+async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedReceiver<Applied>) {
+    let mut connection: Option<ConnectionManager> = None;
+    while let Some(applied) = to_answer.recv().await {
+        let pipeline = match answers(&keys, applied) {
+            Ok(pipeline) => pipeline,
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be written");
+                continue;
+            }
+        };
+        loop {
+            let manager = match connection.take() {
+                Some(manager) => Ok(manager),
+                None => redis.manager().await,
+            };
+            let done: redis::RedisResult<()> = match manager {
+                Ok(mut manager) => {
+                    let done = pipeline.query_async(&mut manager).await;
+                    let depth: redis::RedisResult<u64> =
+                        redis::cmd("XLEN").arg(keys.queue()).query_async(&mut manager).await;
+                    if let Ok(depth) = depth {
+                        metrics::gauge!(m::QUEUE_ENTRIES).set(depth as f64);
+                    }
+                    connection = Some(manager);
+                    done
+                }
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) => break,
+                // After FLUSHALL there is nothing to acknowledge; the sender sends again.
+                Err(error) if error.code() == Some("NOGROUP") => break,
+                Err(error) => {
+                    METER.error("redis");
+                    tracing::warn!(%error, "answers cannot be written; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// The token first, then the answer, then the entry leaves the queue: whoever sees the answer can
+/// use the token, and no entry leaves unanswered.
+fn answers(keys: &Keys, applied: Applied) -> serde_json::Result<redis::Pipeline> {
+    let mut pipeline = redis::pipe();
+    let mut ids = Vec::with_capacity(applied.answers.len());
+    for (id, reply_to, round, reply) in applied.answers {
+        if let QueueReply::Opened { source, reply: OpenReply::Opened { token, .. } } = &reply {
+            pipeline.hset(keys.tokens(), source.0.as_ref(), token.to_string()).ignore();
+        }
+        if !reply_to.is_empty() {
+            pipeline.rpush(&reply_to, encode_reply(round, reply)?).ignore();
+            pipeline.expire(&reply_to, REPLY_TTL_S).ignore();
+        }
+        ids.push(id);
+    }
+    pipeline.cmd("XACK").arg(keys.queue()).arg(STORE_GROUP).arg(&ids).ignore();
+    pipeline.cmd("XDEL").arg(keys.queue()).arg(&ids).ignore();
+    Ok(pipeline)
+}

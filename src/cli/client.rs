@@ -1,0 +1,71 @@
+//! How commands reach a running node: its HTTP interface.
+
+use super::Failure;
+use clap::Args;
+use std::{net::SocketAddr, time::Duration};
+
+/// Where the node is.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    /// HTTP address of the node.
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP", default_value = "127.0.0.1:7070")]
+    pub http: SocketAddr,
+}
+
+/// A node's answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Whether the node did what it was asked.
+    pub ok: bool,
+    /// Whether it was the question that was wrong.
+    pub refused: bool,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// What the node says was wrong.
+    #[must_use]
+    pub fn error(&self) -> String {
+        serde_json::from_slice::<serde_json::Value>(&self.body)
+            .ok()
+            .and_then(|v| v["error"].as_str().map(str::to_owned))
+            .unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned())
+    }
+}
+
+impl ClientArgs {
+    /// Posts JSON and waits for the answer.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] when no node answers there in time.
+    pub async fn post(
+        &self,
+        path: &str,
+        json: &serde_json::Value,
+        deadline: Duration,
+    ) -> Result<Answer, Failure> {
+        let unreachable = |error: reqwest::Error| {
+            Failure::Unreachable(format!(
+                "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
+                 with --http",
+                self.http
+            ))
+        };
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(deadline)
+            .build()
+            .map_err(anyhow::Error::from)?;
+        let response = client
+            .post(format!("http://{}{path}", self.http))
+            .header("content-type", "application/json")
+            .body(json.to_string())
+            .send()
+            .await
+            .map_err(unreachable)?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(unreachable)?.to_vec();
+        Ok(Answer { ok: status.is_success(), refused: status.is_client_error(), body })
+    }
+}

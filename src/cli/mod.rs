@@ -1,0 +1,147 @@
+//! The command line. Data goes to stdout, messages to stderr.
+//!
+//! Exit codes: 0 ok, 1 runtime, 2 usage, 3 configuration, 4 a dependency cannot be reached, 5 a
+//! check failed, 130 interrupted.
+
+mod client;
+mod demo;
+mod failure;
+mod generate;
+mod query;
+mod run;
+mod verify;
+
+pub use failure::Failure;
+
+use clap::{Args, Parser, Subcommand};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// A streaming feature engine: raw events in, features out, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// More messages: -v for the node's steps, -vv for everything. RUST_LOG wins.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole system with everything embedded; with --duration, a verdict at the end.
+    Demo(demo::DemoArgs),
+    /// Run a node.
+    Run(run::RunArgs),
+    /// Send events to Kafka: made-up ones, or the rows of a real file.
+    Generate(generate::GenerateArgs),
+    /// Ask DuckDB one SELECT, through the running node.
+    Query(query::QueryArgs),
+    /// Audit ledger, tables, online store and offsets.
+    Verify(verify::VerifyArgs),
+    /// The configuration: what is in force, or what can be said.
+    Config(run::ConfigArgs),
+    /// A Python worker, as the node starts it.
+    #[command(hide = true)]
+    PythonWorker {
+        /// The inherited socket.
+        #[arg(long)]
+        fd: i32,
+    },
+}
+
+/// Where the configuration is, and what flags say over it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NodeArgs {
+    /// Configuration file [default: millstream.toml, when it is there].
+    #[arg(long, value_name = "FILE", env = "MILLSTREAM_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Folder of the DuckDB file, the embedded Redis and the spool.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the page, the metrics and the JSON interface.
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Address of the gRPC services.
+    #[arg(long, value_name = "ADDR")]
+    pub grpc: Option<SocketAddr>,
+}
+
+impl NodeArgs {
+    /// The configuration that these flags give.
+    ///
+    /// # Errors
+    /// [`Failure::Config`].
+    pub fn load(&self) -> Result<crate::config::Config, Failure> {
+        let beside = PathBuf::from("millstream.toml");
+        let file = self.config.clone().or_else(|| beside.exists().then_some(beside));
+        let mut config = crate::config::load(file.as_deref())?;
+        if let Some(dir) = &self.data_dir {
+            config.node.data_dir.clone_from(dir);
+        }
+        if let Some(http) = self.http {
+            config.node.http = http;
+        }
+        if let Some(grpc) = self.grpc {
+            config.node.grpc = grpc;
+        }
+        for (what, address) in [("node.http", config.node.http), ("node.grpc", config.node.grpc)] {
+            if !address.ip().is_loopback() {
+                return Err(Failure::Config(format!(
+                    "`{what}` is {address}: beyond loopback TLS and a token are required, which this version does \
+                     not have yet; bind to 127.0.0.1 and put a proxy in front"
+                )));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::PythonWorker { fd } = cli.command {
+        return crate::python::worker_main(fd);
+    }
+    install_tracing(cli.verbose, matches!(cli.command, Command::Run(_)));
+    let system = actix::System::new();
+    let outcome = system.block_on(async {
+        match cli.command {
+            Command::Demo(args) => demo::demo(args).await,
+            Command::Run(args) => run::run(args).await,
+            Command::Generate(args) => generate::generate(args).await,
+            Command::Query(args) => query::query(args).await,
+            Command::Verify(args) => verify::verify(args).await,
+            Command::Config(args) => run::config(&args),
+            Command::PythonWorker { .. } => Ok(()),
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            failure.exit_code()
+        }
+    }
+}
+
+/// A node says what it does; a command only what is wrong.
+fn install_tracing(verbose: u8, is_node: bool) {
+    let default = match (verbose, is_node) {
+        (0, false) => "warn",
+        (0, true) => "info",
+        (1, _) => "info,millstream=debug",
+        _ => "debug",
+    };
+    let quiet = format!("{default},librdkafka=error,rdkafka=error");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
+    let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
+        && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .init();
+}

@@ -1,0 +1,43 @@
+//! Millstream turns raw events into features, live: events in over Kafka, Python scripts in
+//! between, the newest critical values in Redis, every row for ever in DuckDB — exactly once.
+//!
+//! The modules in the order of the flow:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`], [`cli`], [`node`], [`service`], [`report`] | how a node is told, started and asked |
+//! | [`generate`], [`kafka`] | where events come from |
+//! | [`messages`], [`actors`] | what moves, and who moves it |
+//! | [`protocol`] | the rules of delivery, without I/O |
+//! | [`decode`], [`python`] | records to columns, columns to features |
+//! | [`queue`], [`online`] | Redis: the way to the store, the newest values |
+//! | [`store`] | DuckDB: the one transaction, the audit, the reads |
+//! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
+
+pub mod actors;
+pub mod cli;
+pub mod config;
+pub mod decode;
+pub mod embedded;
+pub mod generate;
+pub mod kafka;
+pub mod messages;
+pub mod node;
+pub mod online;
+pub mod protocol;
+pub mod python;
+pub mod queue;
+pub mod report;
+pub mod service;
+pub mod store;
+pub mod supervision;
+pub mod telemetry;
+
+/// What `proto/` says, as Rust.
+pub mod proto {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("millstream.v1");
+
+    /// The same, for gRPC reflection.
+    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("millstream");
+}

@@ -1,0 +1,79 @@
+//! What KafkaIngest hands to the BatchAccumulator, and what that hands on.
+
+use super::records::{Credit, Records};
+use crate::protocol::{
+    accumulator::Part,
+    source::{Position, SourceName, Token},
+    ticket::Ticket,
+};
+use actix::Message;
+use std::time::Instant;
+
+/// Records of one source in positions `[from, to)`. There may be none: then only markers lay in
+/// the range, and the batch moves the position on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct SourceBatch {
+    /// Index of the stream in the configuration.
+    pub stream: usize,
+    /// Whose records.
+    pub source: SourceName,
+    /// The token under which they were read.
+    pub token: Token,
+    /// The small integer that stands for the source in the tables.
+    pub source_no: i32,
+    /// First position.
+    pub from: Position,
+    /// The position after the last.
+    pub to: Position,
+    /// The records, in pieces as they were polled.
+    pub records: Vec<Records>,
+    /// Reports the range when it is dropped unsettled.
+    pub ticket: Ticket,
+    /// Share of the pool of bytes in flight.
+    pub credit: Credit,
+    /// When the first record was polled.
+    pub polled_at: Instant,
+}
+
+impl Part for SourceBatch {
+    fn rows(&self) -> usize {
+        self.records.iter().map(Records::len).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        self.records.iter().map(Records::bytes).sum()
+    }
+
+    fn merge(&mut self, mut next: Self) -> Result<(), Self> {
+        if let Err(ticket) = self.ticket.join(next.ticket) {
+            next.ticket = ticket;
+            return Err(next);
+        }
+        self.to = next.to;
+        self.records.append(&mut next.records);
+        self.credit.join(next.credit);
+        Ok(())
+    }
+}
+
+/// Events of one stream that go through its script in one call. Parts of several sources share a
+/// call; each keeps its own range and gets its own verdict.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct EventBatch {
+    /// Index of the stream in the configuration.
+    pub stream: usize,
+    /// One part a source.
+    pub parts: Vec<SourceBatch>,
+    /// When the batch was closed.
+    pub closed_at: Instant,
+}
+
+impl EventBatch {
+    /// Events over all parts.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(Part::rows).sum()
+    }
+}

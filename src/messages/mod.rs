@@ -1,0 +1,29 @@
+//! The typed messages between the actors, in the order of the flow.
+//!
+//! Data messages are nouns and named after the output of the stage that makes them; commands are
+//! verbs. A data message is columnar and carries thousands of events: an event is never a message
+//! of its own. Each carries the tickets of its positions and a share of the bounded credit pool,
+//! so that a message that is dropped gives its credit back and has its positions read again.
+
+mod batch;
+mod control;
+mod dead_letter;
+mod features;
+mod permits;
+mod records;
+mod source;
+mod write;
+
+pub use batch::{EventBatch, SourceBatch};
+pub use control::Drain;
+pub use dead_letter::{
+    DEAD_LETTER_RAW_BYTES, DeadLetter, Stage, dead_letter_schema, dead_letters_to_arrow,
+};
+pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
+pub use permits::{AcquirePermit, Permit, ReleasePermit};
+pub use records::{Credit, Record, Records};
+pub use source::{Acknowledged, OpenSource, SourceOpened};
+pub use write::{
+    Applied, EntryDuty, PartHeader, PartVerdict, QueueEntry, QueueReply, QueueRequest, ReadReply,
+    ReadRequest, WriteHeader, WriteRequest,
+};

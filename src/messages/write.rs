@@ -1,0 +1,191 @@
+//! Between the two sides of the RedisQueue, and between its serving side and the DuckDbWriter.
+
+use crate::protocol::{
+    apply::Decision,
+    source::{OpenReply, OpenRequest, Position, SourceName, Token},
+};
+use actix::Message;
+use arrow::array::RecordBatch;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
+
+/// The range and the counts of one part of a write, as its ledger line will say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartHeader {
+    /// Whose positions.
+    pub source: SourceName,
+    /// The token under which they were read.
+    pub token: Token,
+    /// First position.
+    pub from: Position,
+    /// The position after the last.
+    pub to: Position,
+    /// Events in the range: `n_kept + n_dead + n_filtered`.
+    pub n_in: i64,
+    /// Events with at least one row.
+    pub n_kept: i64,
+    /// Events that are dead letters.
+    pub n_dead: i64,
+    /// Events that the script filtered.
+    pub n_filtered: i64,
+    /// Feature rows.
+    pub n_rows: i64,
+}
+
+/// What a write says besides its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteHeader {
+    /// Which node wrote it, for the ledger.
+    pub node: String,
+    /// Name of the script.
+    pub transform: String,
+    /// Version of the script.
+    pub script_sha256: String,
+    /// Redis' generation when the online values were written.
+    pub generation: String,
+    /// One a source.
+    pub parts: Vec<PartHeader>,
+}
+
+/// A write, decoded: part `i` of the header has `rows[i]` and `dead[i]`.
+#[derive(Debug, Clone)]
+pub struct WriteRequest {
+    /// Ranges and counts.
+    pub header: WriteHeader,
+    /// Feature rows a part, see [`super::feature_row_schema`].
+    pub rows: Vec<RecordBatch>,
+    /// Dead letters a part, see [`super::dead_letter_schema`].
+    pub dead: Vec<RecordBatch>,
+}
+
+/// What can stand on the queue.
+#[derive(Debug)]
+pub enum QueueRequest {
+    /// Open a source.
+    Open(OpenRequest),
+    /// Write the effect of a batch.
+    Write(WriteRequest),
+    /// An entry that nobody can read; it is answered so that nobody waits for it.
+    Unreadable(String),
+}
+
+/// One entry of the queue on its way to the writer.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct QueueEntry {
+    /// The entry's id in the Redis stream.
+    pub id: String,
+    /// The list that the answer goes to.
+    pub reply_to: String,
+    /// Echoed in the answer.
+    pub round: u64,
+    /// What is asked.
+    pub request: QueueRequest,
+    /// Reports the entry when it is dropped unanswered.
+    pub duty: EntryDuty,
+}
+
+/// The duty to answer an entry. Dropped unanswered — the writer actor was killed with the entry in
+/// its mailbox — it makes the serving side read its pending entries again.
+#[derive(Debug)]
+pub struct EntryDuty {
+    dropped: Option<UnboundedSender<()>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl EntryDuty {
+    /// A duty that reports to `dropped`, and frees its `room` among the entries in hand.
+    #[must_use]
+    pub fn new(dropped: UnboundedSender<()>, room: OwnedSemaphorePermit) -> Self {
+        Self { dropped: Some(dropped), _room: room }
+    }
+
+    /// The entry was decided; its answer is on its way.
+    pub fn done(mut self) {
+        self.dropped = None;
+    }
+}
+
+impl Drop for EntryDuty {
+    fn drop(&mut self) {
+        if let Some(dropped) = self.dropped.take() {
+            // Without a receiver the serving side is gone; its successor reads pending first.
+            let _ = dropped.send(());
+        }
+    }
+}
+
+/// The verdict on one part of a write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartVerdict {
+    /// Whose positions.
+    pub source: SourceName,
+    /// The token that the part came under.
+    pub token: Token,
+    /// What was decided.
+    pub decision: Decision,
+    /// The watermark after the decision.
+    pub next_pos: Position,
+}
+
+/// An answer from the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QueueReply {
+    /// To an open.
+    Opened {
+        /// Which source.
+        source: SourceName,
+        /// Where to read, or why not.
+        reply: OpenReply,
+    },
+    /// To a write: one verdict a part.
+    Written {
+        /// In the order of the write's parts.
+        verdicts: Vec<PartVerdict>,
+    },
+    /// The store cannot take this entry, now or ever; its sources halt.
+    Refused {
+        /// One sentence for the operator.
+        reason: String,
+    },
+}
+
+/// Entries that were decided and, where they had an effect, committed.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Applied {
+    /// Entry id, list to answer on, round, answer.
+    pub answers: Vec<(String, String, u64, QueueReply)>,
+}
+
+/// A read of DuckDB, through the queue.
+#[derive(Debug, Clone, Serialize, Deserialize, Message)]
+#[rtype(result = "()")]
+pub enum ReadRequest {
+    /// One SELECT.
+    Query {
+        /// Its text.
+        sql: String,
+    },
+    /// The audit of ledger, tables and online store.
+    Verify {
+        /// All batches, not only those since the last clean audit.
+        full: bool,
+    },
+}
+
+/// What a read gives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ReadReply {
+    /// An Arrow IPC stream follows.
+    Arrow,
+    /// A JSON text follows.
+    Json,
+    /// Why it was refused or failed; the kind decides the HTTP status.
+    Failed {
+        /// The client's fault rather than the store's.
+        refused: bool,
+        /// One sentence.
+        reason: String,
+    },
+}

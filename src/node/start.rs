@@ -1,0 +1,331 @@
+//! Starting a node: what it embeds, then the stages against the flow, so that each finds the next.
+
+use super::{Node, NodeView, Role, python_env};
+use crate::{
+    actors::{
+        BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PythonWorkerSupervisor,
+        RedisQueue, RedisQueueServer, WorkerSemaphore,
+        duckdb_writer::{WriterThread, WriterThreadParts},
+        file_upload::UploadEndpoint,
+        generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
+        kafka_ingest::{PollThread, PollThreadParts},
+        python_worker_supervisor::{PythonParts, PythonStatus},
+        redis_queue::QueueParts,
+        worker_semaphore::SemaphoreSlot,
+    },
+    config::Config,
+    embedded::{EmbeddedKafka, EmbeddedRedis},
+    kafka::{self, AcknowledgedPositions},
+    queue::{Keys, RedisLink},
+    service,
+    store::database::DatabaseOptions,
+    supervision::{FatalSender, Link, Registry, RestartPolicy},
+    telemetry,
+};
+use anyhow::{Context, bail};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::sync::{Semaphore, mpsc};
+use uuid::Uuid;
+
+/// How a node is started.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// The roles of this process.
+    pub roles: BTreeSet<Role>,
+    /// The generator keeps every id, for a verdict at the end.
+    pub keep_ids: bool,
+    /// The binary that is started as a Python worker; `None`: this one.
+    pub worker_program: Option<PathBuf>,
+}
+
+impl NodeOptions {
+    /// These roles.
+    #[must_use]
+    pub fn new(roles: impl IntoIterator<Item = Role>) -> Self {
+        Self { roles: roles.into_iter().collect(), keep_ids: false, worker_program: None }
+    }
+}
+
+/// What the actors of all roles share.
+struct Shared {
+    config: Arc<Config>,
+    redis: RedisLink,
+    registry: Registry,
+    fatal: FatalSender,
+    acknowledged: Arc<AcknowledgedPositions>,
+    credit: Arc<Semaphore>,
+    generation: Arc<Mutex<String>>,
+}
+
+pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::Result<Node> {
+    telemetry::install()?;
+    let started_at = Instant::now();
+    let roles = options.roles.clone();
+    if roles.is_empty() {
+        bail!("a node needs at least one role");
+    }
+    std::fs::create_dir_all(&config.node.data_dir).with_context(|| {
+        format!("cannot make the data folder {}", config.node.data_dir.display())
+    })?;
+    let embedded_redis = embed_redis(&mut config, &roles)?;
+    let embedded_kafka = embed_kafka(&mut config, &roles)?;
+    let config = Arc::new(config);
+    let redis = RedisLink::new(&config.redis.url).context("`redis.url`")?;
+    let generation = introduce(&redis, &config).await?;
+    if embedded_kafka.is_none()
+        && config.kafka.create_topics
+        && !(roles.len() == 1 && roles.contains(&Role::Store))
+    {
+        let created = kafka::create_missing_topics(&config).await?;
+        if !created.is_empty() {
+            tracing::info!(topics = created.join(", "), "topics created");
+        }
+    }
+
+    let (fatal, fatal_reports) = FatalSender::channel();
+    let total_credit = (config.kafka.max_inflight_bytes >> 10).max(1);
+    let shared = Shared {
+        registry: Registry::new(fatal.clone()),
+        fatal,
+        acknowledged: Arc::default(),
+        credit: Arc::new(Semaphore::new(total_credit)),
+        generation: Arc::new(Mutex::new(generation)),
+        config: config.clone(),
+        redis: redis.clone(),
+    };
+    let writer = if roles.contains(&Role::Store) { Some(start_store(&shared)?) } else { None };
+    let accumulator = Link::default();
+    let python = Arc::new(PythonStatus::default());
+    let ephemeral = embedded_kafka.as_ref().map(|k| k.cluster_id().to_owned());
+    let upload = Link::default();
+    let ingest = if roles.contains(&Role::Process) {
+        shared
+            .registry
+            .supervise("file_upload", upload.clone(), RestartPolicy::default(), || FileUpload);
+        Some(start_process(&shared, &options, accumulator.clone(), python.clone(), ephemeral)?)
+    } else {
+        None
+    };
+    let generator = if roles.contains(&Role::Generate) {
+        Some(start_generator(&shared, &options, embedded_kafka.is_some())?)
+    } else {
+        None
+    };
+
+    let view = NodeView {
+        keys: Keys::new(&config.node.namespace),
+        config: config.clone(),
+        roles,
+        redis,
+        registry: shared.registry.clone(),
+        ingest,
+        python,
+        generator,
+        acknowledged: shared.acknowledged.clone(),
+        embedded_broker: embedded_kafka.is_some(),
+        started_at,
+    };
+    let (http, http_server) = service::http(view.clone(), config.node.http).await?;
+    let (grpc, grpc_server) =
+        service::grpc(view.clone(), UploadEndpoint(upload), config.node.grpc).await?;
+    let upkeep = tokio::task::spawn_local(async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            telemetry::upkeep();
+        }
+    });
+    Ok(Node {
+        view,
+        http,
+        grpc,
+        fatal: fatal_reports,
+        accumulator,
+        credit: shared.credit,
+        total_credit,
+        writer,
+        servers: vec![http_server, grpc_server, upkeep],
+        _kafka: embedded_kafka,
+        _redis: embedded_redis,
+    })
+}
+
+fn embed_redis(
+    config: &mut Config,
+    roles: &BTreeSet<Role>,
+) -> anyhow::Result<Option<EmbeddedRedis>> {
+    if !config.redis.url.is_empty() {
+        return Ok(None);
+    }
+    let meets_others = !(roles.contains(&Role::Process) && roles.contains(&Role::Store));
+    if meets_others && roles.iter().any(|r| *r != Role::Generate) {
+        bail!(
+            "`redis.url` is not set: roles in several processes meet in one Redis, so all of them must name it \
+             (MILLSTREAM__REDIS__URL=redis://host:6379)"
+        );
+    }
+    let redis = EmbeddedRedis::start(&config.node.data_dir.join("redis"))?;
+    config.redis.url = redis.url().to_owned();
+    Ok(Some(redis))
+}
+
+fn embed_kafka(
+    config: &mut Config,
+    roles: &BTreeSet<Role>,
+) -> anyhow::Result<Option<EmbeddedKafka>> {
+    let needed = roles.contains(&Role::Process) || roles.contains(&Role::Generate);
+    if !config.kafka.brokers.is_empty() || !needed {
+        return Ok(None);
+    }
+    if !roles.contains(&Role::Process) {
+        bail!(
+            "`kafka.brokers` is not set: a generator of its own needs the broker that others read from"
+        );
+    }
+    let topics = config.streams.iter().map(|s| s.topic.as_str());
+    let kafka = EmbeddedKafka::start(topics, config.kafka.partitions)?;
+    config.kafka.brokers = kafka.brokers();
+    Ok(Some(kafka))
+}
+
+/// Redis answers, and has a generation: a key whose absence will say that it lost everything.
+async fn introduce(redis: &RedisLink, config: &Config) -> anyhow::Result<String> {
+    let mut connection = redis
+        .manager()
+        .await
+        .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?;
+    let key = Keys::new(&config.node.namespace).generation();
+    let fresh = Uuid::now_v7().to_string();
+    let () = redis::cmd("SET").arg(&key).arg(fresh).arg("NX").query_async(&mut connection).await?;
+    Ok(redis::cmd("GET").arg(&key).query_async(&mut connection).await?)
+}
+
+fn start_store(shared: &Shared) -> anyhow::Result<Arc<WriterThread>> {
+    let Shared { config, redis, registry, fatal, .. } = shared;
+    let (server, writer) = (Link::default(), Link::default());
+    let thread = Arc::new(WriterThread::start(WriterThreadParts {
+        database: DatabaseOptions::of(config),
+        group_rows: config.store.group_rows,
+        server: server.clone(),
+        fatal: fatal.clone(),
+    })?);
+    let adopted = thread.clone();
+    registry.supervise("duckdb_writer", writer.clone(), RestartPolicy::default(), move || {
+        DuckDbWriter::new(adopted.clone())
+    });
+    let (config, redis, adopted) = (config.clone(), redis.clone(), thread.clone());
+    registry.supervise("redis_queue_server", server, RestartPolicy::default(), move || {
+        RedisQueueServer::new(config.clone(), redis.clone(), writer.clone(), adopted.clone())
+    });
+    Ok(thread)
+}
+
+fn start_process(
+    shared: &Shared,
+    options: &NodeOptions,
+    accumulator: Link<BatchAccumulator>,
+    python: Arc<PythonStatus>,
+    ephemeral: Option<String>,
+) -> anyhow::Result<Arc<PollThread>> {
+    let Shared { config, redis, registry, .. } = shared;
+    let (ingest, queue, supervisor, semaphore) = (
+        Link::default(),
+        Link::default(),
+        Link::<PythonWorkerSupervisor>::default(),
+        Link::default(),
+    );
+    let node_id: Arc<str> = format!("{}:{}", config.node_name(), Uuid::now_v7().simple()).into();
+
+    let parts = QueueParts {
+        redis: redis.clone(),
+        node_id: node_id.clone(),
+        node_name: config.node_name(),
+        ingest: ingest.clone(),
+        generation: shared.generation.clone(),
+    };
+    let of = config.clone();
+    registry.supervise("redis_queue", queue.clone(), RestartPolicy::default(), move || {
+        RedisQueue::new(of.clone(), parts.clone())
+    });
+
+    let slot = SemaphoreSlot::default();
+    let (of, at, held) = (config.clone(), redis.clone(), slot.clone());
+    registry.supervise(
+        "worker_semaphore",
+        semaphore.clone(),
+        RestartPolicy::default(),
+        move || WorkerSemaphore::new(&of, at.clone(), held.clone()),
+    );
+
+    let parts = PythonParts {
+        semaphore,
+        slot,
+        next: queue.clone(),
+        status: python,
+        program: match &options.worker_program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().context("the program's own path is unknown")?,
+        },
+        site_dirs: python_env::site_dirs(&config.python)?,
+    };
+    let of = config.clone();
+    registry.supervise(
+        "python_worker_supervisor",
+        supervisor.clone(),
+        RestartPolicy::default(),
+        move || PythonWorkerSupervisor::new(of.clone(), parts.clone()),
+    );
+
+    let of = config.clone();
+    registry.supervise(
+        "batch_accumulator",
+        accumulator.clone(),
+        RestartPolicy::default(),
+        move || BatchAccumulator::new(&of, supervisor.clone()),
+    );
+
+    let (wanted, to_open) = mpsc::unbounded_channel();
+    let thread = PollThread::start(PollThreadParts {
+        config: config.clone(),
+        accumulator,
+        wanted,
+        acknowledged: shared.acknowledged.clone(),
+        credit: shared.credit.clone(),
+        fatal: shared.fatal.clone(),
+    })?;
+    let to_open = Arc::new(tokio::sync::Mutex::new(to_open));
+    let (of, adopted, owner) = (config.clone(), thread.clone(), node_id.to_string());
+    registry.supervise("kafka_ingest", ingest, RestartPolicy::default(), move || {
+        KafkaIngest::new(
+            of.clone(),
+            adopted.clone(),
+            to_open.clone(),
+            queue.clone(),
+            owner.clone(),
+            ephemeral.clone(),
+        )
+    });
+    Ok(thread)
+}
+
+fn start_generator(
+    shared: &Shared,
+    options: &NodeOptions,
+    embedded: bool,
+) -> anyhow::Result<Arc<GeneratorTasks>> {
+    let parts = GeneratorParts {
+        config: shared.config.clone(),
+        gate: embedded.then(|| Arc::new(EmbeddedGate::new(shared.acknowledged.clone()))),
+        keep_ids: options.keep_ids,
+    };
+    let tasks = GeneratorTasks::start(&parts)?;
+    let adopted = tasks.clone();
+    shared.registry.supervise("generator", Link::default(), RestartPolicy::default(), move || {
+        Generator::new(adopted.clone())
+    });
+    Ok(tasks)
+}

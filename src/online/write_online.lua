@@ -1,0 +1,35 @@
+-- Writes the newest values of one part of a batch; all of them or none.
+-- ARGV: namespace, generation, source, token, promise (JSON), number of values, then for each
+-- value: entity, feature, value, event timestamp, version (72 hexadecimal digits whose order is the
+-- version order). Answers 'OK', 'FENCED' (another owner) or 'GENERATION' (Redis lost everything).
+local ns = ARGV[1]
+if redis.call('GET', ns .. ':generation') ~= ARGV[2] then
+  return 'GENERATION'
+end
+if redis.call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then
+  return 'FENCED'
+end
+redis.call('HSET', ns .. ':promised', ARGV[3], ARGV[5])
+local newest = {}
+local at = 7
+for _ = 1, tonumber(ARGV[6]) do
+  local feature, version = ARGV[at + 1], ARGV[at + 4]
+  local key = ns .. ':entity:' .. ARGV[at]
+  local stored = redis.call('HGET', key, feature)
+  if not stored or string.sub(stored, -72) < version then
+    redis.call('HSET', key, feature, ARGV[at + 2] .. '|' .. ARGV[at + 3] .. '|' .. version)
+  end
+  if not newest[feature] or ARGV[newest[feature] + 4] < version then
+    newest[feature] = at
+  end
+  at = at + 5
+end
+for feature, i in pairs(newest) do
+  local key = ns .. ':feature:' .. feature
+  local stored = redis.call('HGET', key, 'version')
+  if not stored or stored < ARGV[i + 4] then
+    redis.call('HSET', key, 'value', ARGV[i + 2], 'timestamp', ARGV[i + 3],
+      'entity_id', ARGV[i], 'version', ARGV[i + 4])
+  end
+end
+return 'OK'

@@ -1,0 +1,174 @@
+//! What the store does with a batch that arrives, and why that is enough.
+//!
+//! | on arrival | decision |
+//! |---|---|
+//! | the source is unknown, or the token is not the current one | [`Decision::Fenced`], no effect |
+//! | `to <= next_pos` | [`Decision::Duplicate`], no effect |
+//! | `from > next_pos` | [`Decision::Gap`], no effect |
+//! | `from < next_pos < to` | [`Decision::Overlap`], no effect |
+//! | `from == next_pos` | [`Decision::Apply`] |
+//!
+//! The decisions of one group are made on a copy of the watermarks that moves along with the
+//! group and is thrown away when the transaction rolls back.
+
+use super::source::{Position, SourceName, Token};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+
+/// What the store knows of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceState {
+    /// The small integer that stands for the source in the tables.
+    pub source_no: i32,
+    /// The only token that may write.
+    pub token: Token,
+    /// The first position whose effect is not in DuckDB.
+    pub next_pos: Position,
+}
+
+/// The answer to one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// Its effect goes into this transaction.
+    Apply,
+    /// Its effect is in DuckDB already.
+    Duplicate,
+    /// A batch before it is missing.
+    Gap,
+    /// A part of its effect is in DuckDB already, a part is not.
+    Overlap,
+    /// Somebody else has opened the source since.
+    Fenced,
+}
+
+impl Decision {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Apply => "apply",
+            Self::Duplicate => "duplicate",
+            Self::Gap => "gap",
+            Self::Overlap => "overlap",
+            Self::Fenced => "fenced",
+        }
+    }
+
+    /// Whether the batch's effect is in DuckDB once the transaction is committed.
+    #[must_use]
+    pub fn is_ok(self) -> bool {
+        matches!(self, Self::Apply | Self::Duplicate)
+    }
+}
+
+/// The watermarks that a group of batches sees and moves; thrown away on rollback.
+#[derive(Debug, Clone, Default)]
+pub struct Watermarks {
+    sources: HashMap<SourceName, SourceState>,
+}
+
+impl Watermarks {
+    /// Sets what is known of a source.
+    pub fn insert(&mut self, source: SourceName, state: SourceState) {
+        self.sources.insert(source, state);
+    }
+
+    /// What is known of a source.
+    #[must_use]
+    pub fn get(&self, source: &SourceName) -> Option<&SourceState> {
+        self.sources.get(source)
+    }
+
+    /// All sources, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&SourceName, &SourceState)> {
+        self.sources.iter()
+    }
+
+    /// Decides on the batch `[from, to)` and, when it applies, moves the watermark.
+    /// An empty batch (`from == to`) only says that nothing is there.
+    pub fn offer(
+        &mut self,
+        source: &SourceName,
+        token: Token,
+        from: Position,
+        to: Position,
+    ) -> Decision {
+        let Some(state) = self.sources.get_mut(source) else { return Decision::Fenced };
+        if state.token != token {
+            Decision::Fenced
+        } else if to <= state.next_pos {
+            Decision::Duplicate
+        } else if from > state.next_pos {
+            Decision::Gap
+        } else if from < state.next_pos {
+            Decision::Overlap
+        } else {
+            state.next_pos = to;
+            Decision::Apply
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(next_pos: Position) -> (Watermarks, SourceName, Token) {
+        let source = SourceName::kafka("s", "t", 0);
+        let token = Token::after(0);
+        let mut marks = Watermarks::default();
+        marks.insert(source.clone(), SourceState { source_no: 1, token, next_pos });
+        (marks, source, token)
+    }
+
+    #[test]
+    fn each_row_of_the_decision_table() {
+        for (from, to, decision, next) in [
+            (10, 20, Decision::Apply, 20),
+            (5, 10, Decision::Duplicate, 10),
+            (0, 3, Decision::Duplicate, 10),
+            (11, 20, Decision::Gap, 10),
+            (9, 11, Decision::Overlap, 10),
+            (10, 10, Decision::Duplicate, 10),
+        ] {
+            let (mut marks, source, token) = at(10);
+            assert_eq!(marks.offer(&source, token, from, to), decision, "[{from}, {to})");
+            assert_eq!(marks.get(&source).unwrap().next_pos, next);
+        }
+    }
+
+    #[test]
+    fn another_token_or_source_is_fenced_whatever_its_range() {
+        let (mut marks, source, token) = at(10);
+        assert_eq!(marks.offer(&source, Token::after(token.number), 10, 20), Decision::Fenced);
+        let same_number = Token { id: uuid::Uuid::new_v4(), number: token.number };
+        assert_eq!(marks.offer(&source, same_number, 10, 20), Decision::Fenced);
+        let stranger = SourceName::kafka("s", "t", 1);
+        assert_eq!(marks.offer(&stranger, token, 10, 20), Decision::Fenced);
+        assert_eq!(marks.get(&source).unwrap().next_pos, 10);
+    }
+
+    proptest! {
+        /// However batches are repeated and reordered, each position is applied at most once, in
+        /// order, and without holes.
+        #[test]
+        fn every_position_is_applied_once(
+            cuts in prop::collection::btree_set(1i64..200, 1..20),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
+        ) {
+            let cuts: Vec<i64> = std::iter::once(0).chain(cuts).collect();
+            let batches: Vec<(i64, i64)> = cuts.windows(2).map(|w| (w[0], w[1])).collect();
+            let (mut marks, source, token) = at(0);
+            let mut applied = 0;
+            for pick in picks {
+                let (from, to) = batches[pick.index(batches.len())];
+                if marks.offer(&source, token, from, to) == Decision::Apply {
+                    prop_assert_eq!(from, applied);
+                    applied = to;
+                }
+                prop_assert_eq!(marks.get(&source).unwrap().next_pos, applied);
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The delivery protocol as plain data and rules, without actors, clocks or networks.
+//!
+//! | module | rule |
+//! |---|---|
+//! | [`source`] | what a source is called, what a token is |
+//! | [`ticket`] | a batch that is dropped unsettled makes its source open again |
+//! | [`accumulator`] | when a batch closes |
+//! | [`window`] | in which order, and how many at once, batches of a source go to the store |
+//! | [`apply`] | what the store does with a batch: apply, duplicate, gap, overlap, fenced |
+//! | [`version`] | which of two values of a feature is the newer |
+//!
+//! The statement they serve together: for every source DuckDB holds the effect of exactly the
+//! records in `[start, next_pos)`, each accounted once. See ARCHITECTURE.md, "Exactly once".
+
+pub mod accumulator;
+pub mod apply;
+pub mod source;
+pub mod ticket;
+pub mod version;
+pub mod window;

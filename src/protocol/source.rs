@@ -1,0 +1,190 @@
+//! Sources, positions and tokens.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, sync::Arc};
+
+/// A place in a source: for Kafka the offset. Ranges of positions are half-open, `[from, to)`.
+pub type Position = i64;
+
+/// The name of a source, for instance `kafka:clicks/user-events/3`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct SourceName(pub Arc<str>);
+
+impl From<String> for SourceName {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<SourceName> for String {
+    fn from(name: SourceName) -> Self {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl SourceName {
+    /// The source that one partition of a stream's topic is.
+    #[must_use]
+    pub fn kafka(stream: &str, topic: &str, partition: i32) -> Self {
+        Self(format!("kafka:{stream}/{topic}/{partition}").into())
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a consumer got when it opened a source. Only the newest one may write: tokens are
+/// random and compared for equality, so that they fence zombies even after a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Token {
+    /// Random, never used twice.
+    pub id: uuid::Uuid,
+    /// Counts the opens of the source, from 1.
+    pub number: u32,
+}
+
+impl Token {
+    /// A fresh token that follows `number`.
+    #[must_use]
+    pub fn after(number: u32) -> Self {
+        Self { id: uuid::Uuid::new_v4(), number: number + 1 }
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.id.simple(), self.number)
+    }
+}
+
+/// What is compared when a source is opened: the same name with other attributes is another
+/// log, and reading on in it would lose or double records.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceAttributes {
+    /// The cluster's own id.
+    pub cluster_id: Option<String>,
+    /// The topic's own id: a topic that was deleted and made again has another one.
+    pub topic_id: Option<String>,
+}
+
+/// What an OPEN asks of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// Which source.
+    pub source: SourceName,
+    /// Who will write, for people.
+    pub owner: String,
+    /// What must not have changed.
+    pub attributes: SourceAttributes,
+    /// Where the source starts when the store does not know it yet.
+    pub start: Position,
+    /// The oldest position that can still be read.
+    pub low: Position,
+    /// The position that the next record will get.
+    pub high: Position,
+    /// A broker that lives and dies with its node: other attributes mean a new log, not a
+    /// recreated topic, and the store adopts it by itself.
+    pub ephemeral: bool,
+}
+
+/// What the store answers to an OPEN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OpenReply {
+    /// Read from `next_pos` and write with `token`.
+    Opened {
+        /// The only token that may write from now on.
+        token: Token,
+        /// The small integer that stands for the source in the tables and in versions.
+        source_no: i32,
+        /// The first position whose effect is not in DuckDB.
+        next_pos: Position,
+    },
+    /// Reading on would lose or double records: an operator must decide.
+    Halted {
+        /// One sentence for the operator.
+        reason: String,
+    },
+}
+
+/// Whether a source that the store knows can be read on.
+///
+/// | what | answer |
+/// |---|---|
+/// | cluster or topic id differs (both known) | halt |
+/// | `next_pos < low` | halt: retention has passed it |
+/// | `next_pos > high` | halt: the log was truncated |
+/// | else | `None`: read on |
+#[must_use]
+pub fn halt_reason(
+    known: &SourceAttributes,
+    next_pos: Position,
+    open: &OpenRequest,
+) -> Option<String> {
+    let differs =
+        |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
+    let OpenRequest { source, attributes, low, high, .. } = open;
+    if differs(&known.cluster_id, &attributes.cluster_id) {
+        return Some(format!(
+            "{source} belongs to another Kafka cluster than before ({} instead of {}): adopt it as a \
+             new source or connect to the old cluster",
+            attributes.cluster_id.as_deref().unwrap_or("?"),
+            known.cluster_id.as_deref().unwrap_or("?"),
+        ));
+    }
+    if differs(&known.topic_id, &attributes.topic_id) {
+        return Some(format!(
+            "the topic of {source} was deleted and made again since position {next_pos}: adopt it as \
+             a new source to read it from its start"
+        ));
+    }
+    if next_pos < *low {
+        return Some(format!(
+            "{source}: the broker's retention has passed position {next_pos} (its log starts at \
+             {low}): {} records are gone",
+            low - next_pos
+        ));
+    }
+    if next_pos > *high {
+        return Some(format!(
+            "{source}: DuckDB has positions up to {next_pos}, but the broker's log ends at {high}: it \
+             was truncated or restored"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(cluster: &str, topic: Option<&str>, low: i64, high: i64) -> OpenRequest {
+        OpenRequest {
+            source: SourceName::kafka("s", "t", 0),
+            owner: "test".into(),
+            attributes: SourceAttributes {
+                cluster_id: Some(cluster.into()),
+                topic_id: topic.map(Into::into),
+            },
+            start: 0,
+            low,
+            high,
+            ephemeral: false,
+        }
+    }
+
+    #[test]
+    fn each_row_of_the_halt_table() {
+        let known = SourceAttributes { cluster_id: Some("c".into()), topic_id: Some("t1".into()) };
+        let halts = |open: &OpenRequest, next| halt_reason(&known, next, open);
+        assert_eq!(halts(&open("c", Some("t1"), 0, 10), 10), None);
+        assert_eq!(halts(&open("c", None, 5, 10), 5), None, "an unknown topic id is no difference");
+        assert!(halts(&open("d", Some("t1"), 0, 10), 5).unwrap().contains("another Kafka cluster"));
+        assert!(halts(&open("c", Some("t2"), 0, 10), 5).unwrap().contains("made again"));
+        assert!(halts(&open("c", Some("t1"), 6, 10), 5).unwrap().contains("retention"));
+        assert!(halts(&open("c", Some("t1"), 0, 4), 5).unwrap().contains("truncated"));
+    }
+}

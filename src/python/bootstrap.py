@@ -1,0 +1,289 @@
+"""The Python half of a worker: packages, scripts, styles, and how errors are told.
+
+Runs inside the embedded interpreter only. Everything that happens for each event is done in
+Rust; what happens once a script or once a batch is here.
+"""
+
+import ast
+import atexit
+import collections.abc
+import faulthandler
+import importlib.util
+import inspect
+import linecache
+import os
+import site
+import sys
+import traceback
+import types
+import typing
+
+# A name, not a path: frames of this file are left out of tracebacks.
+OWN_FILE = "<millstream worker>"
+
+STYLES = {
+    ("polars", "DataFrame"): "polars",
+    ("pyarrow", "RecordBatch"): "record_batch",
+    ("pyarrow", "Table"): "table",
+    ("pandas", "DataFrame"): "pandas",
+}
+ALLOWED = (
+    "polars.DataFrame, pyarrow.RecordBatch, pyarrow.Table, pandas.DataFrame, list[dict] (rows) "
+    "or dict (one event)"
+)
+
+# Names of the modules made by `load`, which may be loaded again.
+_loaded = set()
+
+
+class ContractError(Exception):
+    """What a script returned is not what a script may return."""
+
+
+def prepare(site_dirs, script_dirs):
+    """Puts the packages and the scripts' folders on the path.
+
+    Given site folders replace the interpreter's own, as in a virtual environment.
+    """
+    faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        # Lines reach the log even when the process dies before the batch ends.
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    if site_dirs:
+        own = ("site-packages", "dist-packages")
+        sys.path[:] = [p for p in sys.path if os.path.basename(p) not in own]
+        for folder in site_dirs:
+            site.addsitedir(folder)
+    # As text: the import system passes over path objects.
+    sys.path[:0] = [folder for folder in map(os.fspath, script_dirs) if folder not in sys.path]
+    sys.argv = ["millstream-worker"]
+
+
+def load(name, path, source, context):
+    """Runs a script's text as the module `name`, then its `setup`.
+
+    Returns (transform, style, whether it takes ctx, teardown or None).
+    """
+    if name in sys.modules and name not in _loaded:
+        raise ImportError(
+            f"a script cannot be called {name!r}: Python already has a module of that name"
+        )
+    # Tracebacks must show the text that runs, which is not always what the file holds by now.
+    # Without a modification time the entry is never checked against the file.
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    code = compile(source, path, "exec", dont_inherit=True)
+    module = types.ModuleType(name)
+    module.__file__ = path
+    sys.modules[name] = module
+    _loaded.add(name)
+    exec(code, module.__dict__)
+
+    transform = getattr(module, "transform", None)
+    if transform is None:
+        raise ImportError(f"{path} defines no function `transform`")
+    if not callable(transform) or inspect.iscoroutinefunction(transform):
+        raise ImportError(f"`transform` in {path} must be a plain function")
+    parameters = _parameters(transform)
+    if not parameters:
+        raise ImportError(
+            f"`transform` in {path} takes no parameter; it needs the batch or the event"
+        )
+    takes_ctx = len(parameters) > 1 and parameters[1].name == "ctx"
+    needed = [
+        p.name
+        for p in parameters[2 if takes_ctx else 1 :]
+        if p.default is p.empty and p.kind in _POSITIONAL
+    ]
+    if needed:
+        raise ImportError(
+            f"`transform` in {path} wants {', '.join(needed)}, which the worker cannot give"
+        )
+    style = _style(parameters[0], transform, source)
+
+    setup = getattr(module, "setup", None)
+    if setup is not None:
+        setup(context)
+    return transform, style, takes_ctx, getattr(module, "teardown", None)
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _parameters(function):
+    options = {}
+    if sys.version_info >= (3, 14):
+        # There annotations are evaluated on demand and may name what is not installed.
+        import annotationlib
+
+        options["annotation_format"] = annotationlib.Format.FORWARDREF
+    return list(inspect.signature(function, **options).parameters.values())
+
+
+def _style(parameter, function, source):
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty:
+        return "polars" if importlib.util.find_spec("polars") else "rows"
+    annotation = getattr(annotation, "__forward_arg__", annotation)
+    if isinstance(annotation, str):
+        text = annotation
+        try:
+            annotation = eval(text, inspect.unwrap(function).__globals__)
+        except Exception:
+            # Imported for type checkers only, or not installed: go by the names in the text.
+            style = _style_of_text(text, source)
+        else:
+            style = _style_of_type(annotation)
+    else:
+        style = _style_of_type(annotation)
+    if style is None:
+        raise ImportError(
+            f"the parameter {parameter.name!r} of `transform` is annotated {annotation!r}; it can be {ALLOWED}"
+        )
+    return style
+
+
+def _style_of_type(annotation):
+    if _is_record(annotation):
+        return "event"
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
+        arguments = typing.get_args(annotation)
+        return "rows" if not arguments or _is_record(arguments[0]) else None
+    # By name, so that no package is imported for the comparison.
+    package = getattr(annotation, "__module__", "").partition(".")[0]
+    return STYLES.get((package, getattr(annotation, "__qualname__", "")))
+
+
+def _is_record(annotation):
+    origin = typing.get_origin(annotation) or annotation
+    mappings = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+    return origin in mappings or typing.is_typeddict(annotation)
+
+
+def _style_of_text(text, source):
+    for prefix, style in (
+        ("list[", "rows"),
+        ("List[", "rows"),
+        ("dict[", "event"),
+        ("Dict[", "event"),
+    ):
+        if text.strip().startswith(prefix):
+            return style
+    imported = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for item in node.names:
+                imported[item.asname or item.name.partition(".")[0]] = item.name
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for item in node.names:
+                imported[item.asname or item.name] = f"{node.module}.{item.name}"
+    head, _, rest = text.strip().partition(".")
+    full = imported.get(head, head) + ("." + rest if rest else "")
+    package, _, name = full.partition(".")
+    return STYLES.get((package, name.rpartition(".")[2]))
+
+
+def converter(style):
+    """The function that makes a script's argument from an object with Arrow capsules."""
+    if style == "polars":
+        import polars
+
+        return polars.DataFrame
+    if style == "record_batch":
+        import pyarrow
+
+        return pyarrow.record_batch
+    if style == "table":
+        import pyarrow
+
+        return pyarrow.table
+    if style == "pandas":
+        import pandas  # noqa: F401  (fails here, at load, when it is missing)
+        import pyarrow
+
+        return lambda batch: pyarrow.table(batch).to_pandas()
+    return None
+
+
+def to_arrow(result):
+    """The object with Arrow capsules behind what a script returned."""
+    if type(result).__module__.partition(".")[0] == "pandas" and hasattr(result, "columns"):
+        import pyarrow
+
+        # Its own export would carry the index along as one more column.
+        return pyarrow.Table.from_pandas(result, preserve_index=False)
+    polars = sys.modules.get("polars")
+    if polars is not None:
+        if isinstance(result, polars.LazyFrame):
+            result = result.collect()
+        if isinstance(result, polars.DataFrame):
+            return _without_null_type(polars, result)
+    if hasattr(result, "__arrow_c_stream__") or hasattr(result, "__arrow_c_array__"):
+        return result
+    if result is None:
+        raise ContractError(
+            "`transform` returned None; a batch script returns a table or a list (is a `return` missing?)"
+        )
+    raise ContractError(
+        f"`transform` returned {type(result).__module__}.{type(result).__qualname__}; it can return anything with "
+        "__arrow_c_stream__ (polars, pyarrow, pandas) or a list of dicts"
+    )
+
+
+def _without_null_type(polars, frame):
+    """Gives columns of polars' type Null a real one: Arrow libraries differ on how to pass it."""
+    types = {
+        "value": polars.Float64,
+        "event_timestamp": polars.Datetime("us", "UTC"),
+        "created_at": polars.Datetime("us", "UTC"),
+        "_row": polars.UInt32,
+    }
+    untyped = [name for name, kind in frame.schema.items() if kind == polars.Null]
+    return (
+        frame.cast({name: types.get(name, polars.String) for name in untyped}) if untyped else frame
+    )
+
+
+def describe(error):
+    """(class, text, traceback) of an exception, without this file's frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == OWN_FILE:
+        trace = trace.tb_next
+    kind = type(error).__qualname__
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its text cannot be shown)"
+    return kind, message, "".join(traceback.format_exception(type(error), error, trace))
+
+
+def flush():
+    """Sends what was printed on its way. A script may have closed or replaced the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def finish(teardown, context):
+    """Lets a script end properly."""
+    _guarded(teardown, context)
+
+
+def leave():
+    """Runs what scripts and packages registered for the end of the process."""
+    _guarded(atexit._run_exitfuncs)
+    flush()
+
+
+def _guarded(function, *arguments):
+    try:
+        if function is not None:
+            function(*arguments)
+    except BaseException as error:
+        # Nobody waits for an answer any more, and the streams may be closed.
+        try:
+            sys.stderr.write(describe(error)[2])
+        except Exception:
+            pass

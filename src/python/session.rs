@@ -1,0 +1,277 @@
+//! The interpreter of a worker: one script at a time, and batches through it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::compute::concat_batches;
+use arrow::datatypes::Schema;
+use arrow::record_batch::RecordBatch;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyModule, PyString, PyTuple};
+use pyo3_arrow::PyRecordBatch;
+use pyo3_arrow::input::AnyRecordBatch;
+
+use super::collect::{Collector, Refusal};
+use super::context::Context;
+use super::events::{self, Events};
+use super::schema;
+use super::script::Style;
+use super::wire::{Failure, Fault, Init, Load, LoadReply, Rejected};
+use super::worker::Channel;
+
+/// Why a row is rejected when the script raised for it.
+const REASON_EXCEPTION: &str = "exception";
+/// Why a row is rejected when what the script returned for it is refused.
+const REASON_CONTRACT: &str = "contract";
+
+/// An interpreter that is up, with the script that it has loaded.
+pub(super) struct Session {
+    bootstrap: Py<PyModule>,
+    channel: Arc<Channel>,
+    script: Option<Loaded>,
+}
+
+struct Loaded {
+    transform: Py<PyAny>,
+    teardown: Py<PyAny>,
+    context: Py<Context>,
+    style: Style,
+    takes_ctx: bool,
+    /// Makes the script's argument from an Arrow object; `None` in the row styles.
+    convert: Option<Py<PyAny>>,
+}
+
+impl Session {
+    /// Starts the interpreter and sets up its path.
+    pub fn start(init: &Init, channel: Arc<Channel>) -> Result<Self, Failure> {
+        Python::attach(|py| {
+            let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
+            let bootstrap =
+                PyModule::from_code(py, text, c"<millstream worker>", c"_millstream_worker")
+                    .and_then(|module| {
+                        module
+                            .call_method1("prepare", (&init.site_dirs, &init.script_dirs))
+                            .map(|_| module)
+                    })
+                    .map_err(|error| failure(Fault::Request, "Startup", error.to_string()))?;
+            Ok(Self { bootstrap: bootstrap.unbind(), channel, script: None })
+        })
+    }
+
+    /// Loads a script in place of the one before, if there was one.
+    pub fn load(&mut self, load: &Load, input: &Schema) -> Result<LoadReply, Failure> {
+        let began = Instant::now();
+        Python::attach(|py| {
+            self.finish(py);
+            let loaded = self
+                .load_script(py, load)
+                .map_err(|error| Failure { fault: Fault::Import, ..self.describe(py, &error) })?;
+            let style = loaded.style;
+            if matches!(style, Style::Rows | Style::Event) {
+                events::supported(input).map_err(|why| failure(Fault::Import, "TypeError", why))?;
+            }
+            self.script = Some(loaded);
+            self.flush(py);
+            Ok(LoadReply { style, seconds: began.elapsed().as_secs_f64() })
+        })
+    }
+
+    fn load_script(&self, py: Python<'_>, load: &Load) -> PyResult<Loaded> {
+        let bootstrap = self.bootstrap.bind(py);
+        let params = serde_json::Value::Object(load.params.clone()).to_string();
+        let params = py.import("json")?.call_method1("loads", (params,))?.cast_into()?;
+        let context = Py::new(py, Context::new(params.unbind(), Arc::clone(&self.channel)))?;
+        let path = load.path.to_string_lossy();
+        let (transform, style, takes_ctx, teardown): (Py<PyAny>, String, bool, Py<PyAny>) =
+            bootstrap
+                .call_method1("load", (&load.name, path, &load.source, &context))?
+                .extract()?;
+        let convert: Option<Py<PyAny>> =
+            bootstrap.call_method1("converter", (&style,))?.extract()?;
+        let style = serde_json::from_value(serde_json::Value::String(style))
+            .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))?;
+        Ok(Loaded { transform, teardown, context, style, takes_ctx, convert })
+    }
+
+    /// Runs the script over a batch whose `_row` counts from 0.
+    pub fn transform(&self, batch: RecordBatch) -> Result<(RecordBatch, Vec<Rejected>), Failure> {
+        Python::attach(|py| {
+            let script = self
+                .script
+                .as_ref()
+                .ok_or_else(|| failure(Fault::Request, "Request", "no script is loaded".into()))?;
+            let n_in = u32::try_from(batch.num_rows()).map_err(|_| {
+                failure(Fault::Request, "Request", "more rows than _row can count".into())
+            })?;
+            let context = script.context.get();
+            context.begin(batch.num_rows());
+            let rows = match script.style {
+                Style::Event => self.each_event(py, script, &batch),
+                _ => self.whole_batch(py, script, batch, n_in),
+            };
+            let (dropped, rejected) = context.end();
+            self.flush(py);
+            let rows = rows.and_then(|rows| schema::without(rows, &dropped).map_err(contract))?;
+            Ok((rows, rejected))
+        })
+    }
+
+    fn each_event(
+        &self,
+        py: Python<'_>,
+        script: &Loaded,
+        batch: &RecordBatch,
+    ) -> Result<RecordBatch, Failure> {
+        let events =
+            Events::new(py, batch).map_err(|why| failure(Fault::Request, "Request", why))?;
+        let mut collector =
+            Collector::new(py, events.len()).map_err(|error| self.describe(py, &error))?;
+        let context = script.context.get();
+        let transform = script.transform.bind(py);
+        for index in 0..events.len() {
+            let returned = events.event(py, index).and_then(|event| {
+                if script.takes_ctx {
+                    transform.call1((event, &script.context))
+                } else {
+                    transform.call1((event,))
+                }
+            });
+            match returned {
+                // What a script returns for an event that it rejected has no meaning.
+                Ok(_) if script.takes_ctx && context.is_rejected(index) => {}
+                Ok(returned) => {
+                    // The row count was checked to fit `_row`.
+                    if let Err(Refusal(why)) = collector.add_event(index as u32, &returned) {
+                        context.reject_row(index, REASON_CONTRACT, &why);
+                    }
+                }
+                Err(error) => {
+                    context.reject_row(
+                        index,
+                        REASON_EXCEPTION,
+                        &self.describe(py, &error).traceback,
+                    );
+                }
+            }
+        }
+        collector.finish().map_err(refused)
+    }
+
+    fn whole_batch(
+        &self,
+        py: Python<'_>,
+        script: &Loaded,
+        batch: RecordBatch,
+        n_in: u32,
+    ) -> Result<RecordBatch, Failure> {
+        let raised = |error: PyErr| self.describe(py, &error);
+        let input = match &script.convert {
+            Some(convert) => {
+                convert.bind(py).call1((PyRecordBatch::new(batch),)).map_err(raised)?
+            }
+            None => {
+                let events = Events::new(py, &batch)
+                    .map_err(|why| failure(Fault::Request, "Request", why))?;
+                events.list(py).map_err(raised)?.into_any()
+            }
+        };
+        let transform = script.transform.bind(py);
+        let returned = if script.takes_ctx {
+            transform.call1((input, &script.context))
+        } else {
+            transform.call1((input,))
+        }
+        .map_err(raised)?;
+
+        let rows = if let Ok(list) = returned.cast::<PyList>() {
+            let mut collector = Collector::new(py, list.len()).map_err(raised)?;
+            collector.add_list(list, n_in).map_err(refused)?;
+            collector.finish().map_err(refused)?
+        } else {
+            let object =
+                self.bootstrap.bind(py).call_method1("to_arrow", (&returned,)).map_err(raised)?;
+            import(&object).map_err(|error| contract(self.describe(py, &error).message))?
+        };
+        // Columns of Rust's own by now: other threads of the script may run meanwhile.
+        py.detach(|| schema::normalise(rows, n_in)).map_err(contract)
+    }
+
+    /// Lets the script end, and then all that is registered for the end of the process.
+    pub fn leave(&mut self) {
+        Python::attach(|py| {
+            self.finish(py);
+            // `leave` catches whatever is raised; what is left concerns no one any more.
+            let _ = self.bootstrap.bind(py).call_method0("leave");
+        });
+    }
+
+    /// Lets the script end; the interpreter stays.
+    fn finish(&mut self, py: Python<'_>) {
+        if let Some(script) = self.script.take() {
+            let bootstrap = self.bootstrap.bind(py);
+            // `finish` catches whatever the script raises; what is left concerns no one any more.
+            let _ = bootstrap.call_method1("finish", (script.teardown, script.context));
+        }
+    }
+
+    fn flush(&self, py: Python<'_>) {
+        super::worker::mend_standard_streams();
+        // `flush` catches whatever the streams raise.
+        let _ = self.bootstrap.bind(py).call_method0("flush");
+    }
+
+    fn describe(&self, py: Python<'_>, error: &PyErr) -> Failure {
+        let bootstrap = self.bootstrap.bind(py);
+        let refused =
+            bootstrap.getattr("ContractError").is_ok_and(|class| error.is_instance(py, &class));
+        let told = bootstrap
+            // The value carries the traceback only once it is taken out like this.
+            .call_method1("describe", (error.clone_ref(py).into_value(py),))
+            .and_then(|told| told.cast_into::<PyTuple>().map_err(PyErr::from))
+            .map(|told| -> Vec<String> {
+                // Lossy: an exception's text may hold lone surrogates.
+                told.iter()
+                    .map(|part| {
+                        part.cast::<PyString>()
+                            .map_or_else(|_| String::new(), |text| text.to_string_lossy().into())
+                    })
+                    .collect()
+            });
+        let fault = if refused { Fault::Contract } else { Fault::Exception };
+        match told.as_deref() {
+            Ok([kind, message, traceback]) => Failure {
+                fault,
+                kind: kind.clone(),
+                message: message.clone(),
+                traceback: traceback.clone(),
+            },
+            _ => failure(fault, "Exception", "an exception that cannot be described".into()),
+        }
+    }
+}
+
+/// The table behind an object with Arrow capsules, in one piece.
+fn import(object: &Bound<'_, PyAny>) -> PyResult<RecordBatch> {
+    let (batches, schema) = match object.extract::<AnyRecordBatch>()? {
+        AnyRecordBatch::RecordBatch(batch) => return Ok(batch.into_inner()),
+        stream => stream.into_table()?.into_inner(),
+    };
+    match <[RecordBatch; 1]>::try_from(batches) {
+        Ok([batch]) => Ok(batch),
+        Err(batches) => concat_batches(&schema, &batches)
+            .map_err(|error| pyo3::exceptions::PyValueError::new_err(error.to_string())),
+    }
+}
+
+fn contract(why: impl ToString) -> Failure {
+    failure(Fault::Contract, "Contract", why.to_string())
+}
+
+fn refused(Refusal(why): Refusal) -> Failure {
+    contract(why)
+}
+
+/// A failure without a traceback.
+pub(super) fn failure(fault: Fault, kind: &str, message: String) -> Failure {
+    Failure { fault, kind: kind.to_owned(), message, traceback: String::new() }
+}

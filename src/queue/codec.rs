@@ -1,0 +1,201 @@
+//! Requests and answers as bytes.
+
+use crate::messages::{
+    DeadLetter, QueueReply, QueueRequest, WriteHeader, WriteRequest, dead_letter_schema,
+    dead_letters_to_arrow, feature_row_schema,
+};
+use crate::protocol::source::OpenRequest;
+use arrow::{
+    array::RecordBatch,
+    datatypes::SchemaRef,
+    error::ArrowError,
+    ipc::{reader::StreamReader, writer::StreamWriter},
+};
+use redis::{FromRedisValue, Value, streams::StreamId};
+use serde::{Deserialize, Serialize};
+use std::io::Cursor;
+
+/// The fields of an entry, in the order of XADD.
+pub type Fields = Vec<(&'static str, Vec<u8>)>;
+
+/// An answer with the round that it belongs to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// As the request said.
+    pub round: u64,
+    /// What the store decided.
+    pub reply: QueueReply,
+}
+
+/// An open request as fields.
+///
+/// # Errors
+/// When it is no JSON, which is a defect.
+pub fn encode_open(open: &OpenRequest) -> anyhow::Result<Fields> {
+    Ok(vec![("kind", b"open".to_vec()), ("head", serde_json::to_vec(open)?)])
+}
+
+/// A write as fields: part `i` of the header has `rows[i]` and `dead[i]`.
+///
+/// # Errors
+/// When the columns do not fit the schema, which is a defect.
+pub fn encode_write(
+    header: &WriteHeader,
+    rows: &[RecordBatch],
+    dead: &[&[DeadLetter]],
+) -> anyhow::Result<Fields> {
+    let mut fields = vec![
+        ("kind", b"write".to_vec()),
+        ("head", serde_json::to_vec(header)?),
+        ("rows", ipc(&feature_row_schema(), rows)?),
+    ];
+    if dead.iter().any(|letters| !letters.is_empty()) {
+        let batches =
+            dead.iter().map(|l| dead_letters_to_arrow(l)).collect::<Result<Vec<_>, _>>()?;
+        fields.push(("dead", ipc(&dead_letter_schema(), &batches)?));
+    }
+    Ok(fields)
+}
+
+fn ipc(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
+    let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    let mut writer = StreamWriter::try_new(Vec::with_capacity(bytes + 1_024), schema)?;
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    writer.into_inner()
+}
+
+/// Reads an entry: where the answer goes, its round, and what is asked. What cannot be read is
+/// [`QueueRequest::Unreadable`], so that it is answered and does not come again for ever.
+#[must_use]
+pub fn decode_entry(entry: &StreamId) -> (String, u64, QueueRequest) {
+    let text = |name: &str| entry.get::<String>(name);
+    let reply_to = text("to").unwrap_or_default();
+    let round = text("round").and_then(|r| r.parse().ok()).unwrap_or_default();
+    let request = decode_request(entry)
+        .unwrap_or_else(|e| QueueRequest::Unreadable(format!("entry {}: {e:#}", entry.id)));
+    (reply_to, round, request)
+}
+
+fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
+    let bytes = |name: &str| -> anyhow::Result<&[u8]> {
+        match entry.map.get(name) {
+            Some(Value::BulkString(bytes)) => Ok(bytes),
+            _ => anyhow::bail!("the field `{name}` is missing"),
+        }
+    };
+    match bytes("kind")? {
+        b"open" => Ok(QueueRequest::Open(serde_json::from_slice(bytes("head")?)?)),
+        b"write" => {
+            let header: WriteHeader = serde_json::from_slice(bytes("head")?)?;
+            let parts = header.parts.len();
+            let rows = read_ipc(bytes("rows")?, &feature_row_schema(), parts)?;
+            let dead = match bytes("dead") {
+                Ok(dead) => read_ipc(dead, &dead_letter_schema(), parts)?,
+                Err(_) => vec![RecordBatch::new_empty(dead_letter_schema()); parts],
+            };
+            Ok(QueueRequest::Write(WriteRequest { header, rows, dead }))
+        }
+        other => anyhow::bail!("unknown kind {:?}", String::from_utf8_lossy(other)),
+    }
+}
+
+fn read_ipc(bytes: &[u8], schema: &SchemaRef, parts: usize) -> anyhow::Result<Vec<RecordBatch>> {
+    let reader = StreamReader::try_new(Cursor::new(bytes), None)?;
+    anyhow::ensure!(reader.schema() == *schema, "the columns are not those of this version");
+    let batches = reader.collect::<Result<Vec<_>, _>>()?;
+    anyhow::ensure!(batches.len() == parts, "{} batches for {parts} parts", batches.len());
+    Ok(batches)
+}
+
+/// An answer as bytes.
+///
+/// # Errors
+/// When it is no JSON, which is a defect.
+pub fn encode_reply(round: u64, reply: QueueReply) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Answer { round, reply })
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// When it is none.
+pub fn decode_reply(value: &Value) -> anyhow::Result<Answer> {
+    let bytes = Vec::<u8>::from_redis_value_ref(value)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        messages::{PartHeader, Record, Stage},
+        protocol::source::{SourceName, Token},
+    };
+    use std::collections::HashMap;
+
+    fn entry(fields: Fields) -> StreamId {
+        let mut map: HashMap<String, Value> =
+            fields.into_iter().map(|(k, v)| (k.to_owned(), Value::BulkString(v))).collect();
+        map.insert("to".into(), Value::BulkString(b"list".to_vec()));
+        map.insert("round".into(), Value::BulkString(b"7".to_vec()));
+        let mut entry = StreamId::default();
+        entry.id = "1-1".into();
+        entry.map = map;
+        entry
+    }
+
+    fn header(parts: usize) -> WriteHeader {
+        let part = |i: usize| PartHeader {
+            source: SourceName::kafka("s", "t", i as i32),
+            token: Token::after(0),
+            from: 0,
+            to: 1,
+            n_in: 1,
+            n_kept: 0,
+            n_dead: 1,
+            n_filtered: 0,
+            n_rows: 0,
+        };
+        WriteHeader {
+            node: "n".into(),
+            transform: "x".into(),
+            script_sha256: "h".into(),
+            generation: "g".into(),
+            parts: (0..parts).map(part).collect(),
+        }
+    }
+
+    #[test]
+    fn a_write_survives_the_way_with_its_parts_apart() {
+        let record =
+            Record { position: 3, timestamp_us: 0, event_id: None, payload: Some(&[0xff]) };
+        let letter = DeadLetter::with_reason(&record, None, Stage::Decode, "r".into(), "d".into());
+        let empty = RecordBatch::new_empty(feature_row_schema());
+        let sent = header(2);
+        let fields = encode_write(&sent, &[empty.clone(), empty], &[&[], &[letter]]).unwrap();
+        let (to, round, request) = decode_entry(&entry(fields));
+        assert_eq!((to.as_str(), round), ("list", 7));
+        let QueueRequest::Write(write) = request else { panic!("{request:?}") };
+        assert_eq!(write.header, sent);
+        assert_eq!((write.dead[0].num_rows(), write.dead[1].num_rows()), (0, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_so_rather_than_dropped() {
+        for fields in [
+            vec![],
+            vec![("kind", b"write".to_vec()), ("head", b"{".to_vec())],
+            vec![
+                ("kind", b"write".to_vec()),
+                ("head", serde_json::to_vec(&header(1)).unwrap()),
+                ("rows", b"x".to_vec()),
+            ],
+            vec![("kind", b"dance".to_vec())],
+        ] {
+            let (_, _, request) = decode_entry(&entry(fields));
+            assert!(matches!(request, QueueRequest::Unreadable(_)), "{request:?}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Connections to Redis.
+
+use redis::{
+    AsyncConnectionConfig, Client, RedisError, RedisResult,
+    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+};
+use std::time::Duration;
+
+/// How long one command may take before the connection counts as broken. The queue's entries are
+/// megabytes and its scripts touch hundreds of fields, so this is far from the usual.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Redis, as an address that connections are made from.
+#[derive(Debug, Clone)]
+pub struct RedisLink {
+    client: Client,
+}
+
+impl RedisLink {
+    /// `redis://host:port/db`. Does not connect yet.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn new(url: &str) -> RedisResult<Self> {
+        Ok(Self { client: Client::open(url)? })
+    }
+
+    /// A connection that mends itself; commands on it are pipelined in the order of their calls.
+    ///
+    /// # Errors
+    /// When Redis does not answer now.
+    pub async fn manager(&self) -> RedisResult<ConnectionManager> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_number_of_retries(6)
+            .set_max_delay(Duration::from_secs(1));
+        ConnectionManager::new_with_config(self.client.clone(), config).await
+    }
+}
+
+/// A connection of its own for commands that block (`XREADGROUP … BLOCK`, `BLPOP`).
+///
+/// # Errors
+/// When Redis does not answer now.
+pub async fn blocking_connection(link: &RedisLink) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(None);
+    link.client.get_multiplexed_async_connection_with_config(&config).await
+}

@@ -1,0 +1,91 @@
+//! The gRPC port: uploads, reads, the operator's questions, health and reflection.
+
+use crate::{
+    actors::file_upload::UploadEndpoint,
+    messages::{ReadReply, ReadRequest},
+    node::NodeView,
+    proto::{
+        self, ArrowChunk, QueryRequest, StatusReply, StatusRequest,
+        admin_service_server::{AdminService, AdminServiceServer},
+        feature_service_server::{FeatureService, FeatureServiceServer},
+        upload_service_server::UploadServiceServer,
+    },
+};
+use anyhow::Context;
+use futures::stream::{self, BoxStream, StreamExt};
+use std::net::SocketAddr;
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+
+/// Bytes a message of a streamed answer: well under gRPC's usual limit of 4 MiB.
+const CHUNK_BYTES: usize = 1 << 20;
+
+struct Reads(NodeView);
+
+#[tonic::async_trait]
+impl FeatureService for Reads {
+    type QueryStream = BoxStream<'static, Result<ArrowChunk, Status>>;
+
+    async fn query(
+        &self,
+        request: Request<QueryRequest>,
+    ) -> Result<Response<Self::QueryStream>, Status> {
+        let QueryRequest { sql } = request.into_inner();
+        match self.0.read(&ReadRequest::Query { sql }).await {
+            Ok((ReadReply::Failed { refused: true, reason }, _)) => {
+                Err(Status::invalid_argument(reason))
+            }
+            Ok((ReadReply::Failed { reason, .. }, _)) => Err(Status::internal(reason)),
+            Ok((_, bytes)) => {
+                let chunks: Vec<_> = bytes
+                    .chunks(CHUNK_BYTES)
+                    .map(|c| Ok(ArrowChunk { data: c.to_vec() }))
+                    .collect();
+                Ok(Response::new(stream::iter(chunks).boxed()))
+            }
+            Err(error) => Err(Status::unavailable(format!("{error:#}"))),
+        }
+    }
+}
+
+struct Admin(NodeView);
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Ok(Response::new(StatusReply { json: self.0.status().to_string() }))
+    }
+}
+
+/// Starts serving; gives the address that was bound.
+///
+/// # Errors
+/// When the address is taken; the message says how to choose another.
+pub async fn serve(
+    view: NodeView,
+    uploads: UploadEndpoint,
+    address: SocketAddr,
+) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("the gRPC address {address} is taken: choose another with --grpc")
+    })?;
+    let bound = listener.local_addr()?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<UploadServiceServer<UploadEndpoint>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let server = tonic::transport::Server::builder()
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(UploadServiceServer::new(uploads))
+        .add_service(FeatureServiceServer::new(Reads(view.clone())))
+        .add_service(AdminServiceServer::new(Admin(view)));
+    let serving = tokio::spawn(async move {
+        if let Err(error) = server.serve_with_incoming(TcpIncoming::from(listener)).await {
+            tracing::error!(%error, "the gRPC server ended");
+        }
+    });
+    Ok((bound, serving))
+}

@@ -1,0 +1,144 @@
+//! The HTTP port: the page, the metrics, health, and the JSON interface that the command line uses.
+
+use crate::{
+    messages::{ReadReply, ReadRequest},
+    node::NodeView,
+    report::Report,
+    telemetry,
+};
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use std::{net::SocketAddr, time::Duration};
+use tokio::net::TcpListener;
+
+/// The content type of an Arrow IPC stream.
+const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
+/// The content type of Prometheus' text format.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Body of `POST /api/query`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryBody {
+    /// One SELECT.
+    pub sql: String,
+}
+
+/// Parameters of `POST /api/verify`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct VerifyParameters {
+    /// All batches, not only those since the last clean audit.
+    full: bool,
+    /// Seconds to wait until everything in the topics has landed; 0: do not wait.
+    wait: u64,
+}
+
+impl Default for VerifyParameters {
+    fn default() -> Self {
+        Self { full: false, wait: 0 }
+    }
+}
+
+/// Starts serving; gives the address that was bound.
+///
+/// # Errors
+/// When the address is taken; the message says how to choose another.
+pub async fn serve(
+    view: NodeView,
+    address: SocketAddr,
+) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("the HTTP address {address} is taken: choose another with --http")
+    })?;
+    let bound = listener.local_addr()?;
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/metrics", get(|| async { metrics(None) }))
+        .route(
+            "/metrics/{stage}",
+            get(|Path(stage): Path<String>| async move { metrics(Some(&stage)) }),
+        )
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route(
+            "/api/status",
+            get(|State(view): State<NodeView>| async move { Json(view.status()) }),
+        )
+        .route("/api/query", post(query))
+        .route("/api/verify", post(verify))
+        .with_state(view);
+    let server = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    });
+    Ok((bound, server))
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("../../web/index.html"))
+}
+
+fn metrics(stage: Option<&str>) -> Response {
+    match telemetry::render(stage) {
+        Some(text) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response(),
+        None => {
+            let stages = telemetry::catalogue::STAGES.join(", ");
+            (StatusCode::NOT_FOUND, format!("there is no such stage; there are {stages}\n"))
+                .into_response()
+        }
+    }
+}
+
+async fn ready(State(view): State<NodeView>) -> Response {
+    let missing = view.not_ready().await;
+    for component in ["redis", "actors", "kafka"] {
+        telemetry::ready(component, missing.iter().all(|(c, _)| *c != component));
+    }
+    if missing.is_empty() {
+        return "ready\n".into_response();
+    }
+    let text: String =
+        missing.iter().map(|(component, why)| format!("{component}: {why}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+fn problem(status: StatusCode, message: impl ToString) -> Response {
+    (status, Json(serde_json::json!({ "error": message.to_string() }))).into_response()
+}
+
+async fn query(State(view): State<NodeView>, Json(QueryBody { sql }): Json<QueryBody>) -> Response {
+    match view.read(&ReadRequest::Query { sql }).await {
+        Ok((ReadReply::Failed { refused, reason }, _)) => {
+            let status =
+                if refused { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+            problem(status, reason)
+        }
+        Ok((_, bytes)) => ([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
+    }
+}
+
+async fn verify(
+    State(view): State<NodeView>,
+    Query(VerifyParameters { full, wait }): Query<VerifyParameters>,
+) -> Response {
+    if wait > 0
+        && let Err(error) = view.wait_caught_up(Duration::from_secs(wait)).await
+    {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"));
+    }
+    match view.verify(full).await {
+        Ok(audit) => Json(Report::of_audit(&audit, view.started_at.elapsed(), &view.registry))
+            .into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
+    }
+}

@@ -1,0 +1,246 @@
+//! The audit: does the ledger account for every position, and do the tables match the ledger?
+//!
+//! Each check is one question that gives the rows that break it; none is the good answer.
+
+use super::StoreError;
+use crate::protocol::version::Version;
+use duckdb::Connection;
+use serde::{Deserialize, Serialize};
+
+/// One question of the audit and its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its name, for programs.
+    pub id: String,
+    /// Whether it holds.
+    pub ok: bool,
+    /// What was found, for people.
+    pub detail: String,
+}
+
+impl Check {
+    /// A check that holds when `broken` is empty.
+    #[must_use]
+    pub fn of(id: &str, broken: &[String], holds: impl Into<String>) -> Self {
+        let detail = match broken {
+            [] => holds.into(),
+            [first, rest @ ..] => match rest.len() {
+                0 => first.clone(),
+                n => format!("{first} (and {n} more)"),
+            },
+        };
+        Self { id: id.into(), ok: broken.is_empty(), detail }
+    }
+}
+
+/// What the tables hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Events in the ledger.
+    pub events: i64,
+    /// Events with at least one row.
+    pub kept: i64,
+    /// Events that are dead letters.
+    pub dead_letters: i64,
+    /// Events that scripts filtered.
+    pub filtered: i64,
+    /// Feature rows.
+    pub landed_rows: i64,
+    /// Rows whose `(source_no, pos, sub)` stands more than once.
+    pub duplicated: i64,
+    /// Batches in the ledger.
+    pub batches: i64,
+    /// The last batch.
+    pub last_batch_seq: i64,
+}
+
+/// The result of an audit.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Audit {
+    /// What the tables hold.
+    pub totals: Totals,
+    /// The checks, in order.
+    pub checks: Vec<Check>,
+}
+
+impl Audit {
+    /// Whether every check holds.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|c| c.ok)
+    }
+}
+
+/// Ids, what holding means, and the question; `?1` is the batch after which is audited.
+const QUESTIONS: [(&str, &str, &str); 6] = [
+    (
+        "ledger_contiguous",
+        "per source the ledger runs from its start to next_pos without a hole",
+        "WITH lines AS (
+             SELECT source_no, from_pos, to_pos,
+                    lag(to_pos) OVER (PARTITION BY source_no ORDER BY batch_seq) AS before,
+                    row_number() OVER (PARTITION BY source_no ORDER BY batch_seq DESC) AS back
+             FROM ingest_ledger)
+         SELECT format('{}: a batch starts at {} after {}', source, from_pos, coalesce(before, start_pos))
+         FROM lines JOIN sources USING (source_no) WHERE from_pos <> coalesce(before, start_pos)
+         UNION ALL
+         SELECT format('{}: next_pos is {}, the ledger ends at {}', source, next_pos,
+                       coalesce(to_pos, start_pos))
+         FROM sources LEFT JOIN (SELECT * FROM lines WHERE back = 1) USING (source_no)
+         WHERE next_pos <> coalesce(to_pos, start_pos)
+         UNION ALL
+         SELECT format('batch {} belongs to no source', batch_seq) FROM ingest_ledger
+         WHERE source_no NOT IN (SELECT source_no FROM sources)",
+    ),
+    (
+        "ledger_counts",
+        "every event of the ledger is kept, dead or filtered",
+        "SELECT format('batch {}: {} events, but {} kept + {} dead + {} filtered', batch_seq, n_in,
+                       n_kept, n_dead, n_filtered)
+         FROM ingest_ledger
+         WHERE n_in <> n_kept + n_dead + n_filtered OR n_in > to_pos - from_pos",
+    ),
+    (
+        "rows_match_ledger",
+        "every batch has the rows and events that its ledger line says",
+        "SELECT format('batch {}: {} rows of {} events, the ledger says {} of {}', batch_seq,
+                       coalesce(t.n, 0), coalesce(t.events, 0), coalesce(l.n_rows, 0), coalesce(l.n_kept, 0))
+         FROM (SELECT batch_seq, count(*) AS n, count(DISTINCT pos) AS events
+               FROM features_table WHERE batch_seq > ?1 GROUP BY batch_seq) t
+         FULL JOIN (SELECT * FROM ingest_ledger WHERE batch_seq > ?1) l USING (batch_seq)
+         WHERE coalesce(t.n, 0) <> coalesce(l.n_rows, 0) OR coalesce(t.events, 0) <> coalesce(l.n_kept, 0)",
+    ),
+    (
+        "dead_letters_match_ledger",
+        "every batch has the dead letters that its ledger line says",
+        "SELECT format('batch {}: {} dead letters, the ledger says {}', batch_seq,
+                       coalesce(t.n, 0), coalesce(l.n_dead, 0))
+         FROM (SELECT batch_seq, count(DISTINCT pos) AS n FROM dead_letters
+               WHERE batch_seq > ?1 GROUP BY batch_seq) t
+         FULL JOIN (SELECT * FROM ingest_ledger WHERE batch_seq > ?1) l USING (batch_seq)
+         WHERE coalesce(t.n, 0) <> coalesce(l.n_dead, 0)",
+    ),
+    (
+        "no_duplicates",
+        "no (source_no, pos, sub) stands twice",
+        "SELECT format('source {} position {} sub {} stands {} times', source_no, pos, sub, count(*))
+         FROM features_table WHERE batch_seq > ?1
+         GROUP BY source_no, pos, sub HAVING count(*) > 1",
+    ),
+    (
+        "dead_letters_complete",
+        "every dead letter has reason, source, position and hash",
+        "SELECT format('source {} position {}', source_no, pos) FROM dead_letters
+         WHERE batch_seq > ?1
+           AND (reason = '' OR source_no NOT IN (SELECT source_no FROM sources)
+                OR (raw_len IS NOT NULL AND (raw_sha256 IS NULL OR length(raw_sha256) <> 64)))",
+    ),
+];
+
+/// Broken rows that a check lists at most.
+const SHOWN: usize = 20;
+
+/// Audits all batches after `after_batch_seq`; the ledger itself always in full.
+///
+/// # Errors
+/// [`StoreError::Statement`].
+pub fn audit(connection: &Connection, after_batch_seq: i64) -> Result<Audit, StoreError> {
+    // One snapshot for all questions: batches that land meanwhile do not count.
+    connection.execute_batch("BEGIN TRANSACTION READ ONLY").map_err(StoreError::Statement)?;
+    let result = questions(connection, after_batch_seq);
+    connection.execute_batch("ROLLBACK").map_err(StoreError::Statement)?;
+    result
+}
+
+fn questions(connection: &Connection, after: i64) -> Result<Audit, StoreError> {
+    let mut checks = Vec::with_capacity(QUESTIONS.len());
+    for (id, holds, sql) in QUESTIONS {
+        let sql =
+            format!("SELECT * FROM ({}) LIMIT {SHOWN}", sql.replace("?1", &after.to_string()));
+        let mut statement = connection.prepare(&sql).map_err(StoreError::Statement)?;
+        let broken = statement
+            .query_map([], |row| row.get::<_, String>(0))
+            .and_then(Iterator::collect::<duckdb::Result<Vec<_>>>)
+            .map_err(StoreError::Statement)?;
+        checks.push(Check::of(id, &broken, holds));
+    }
+    Ok(Audit { totals: totals(connection)?, checks })
+}
+
+fn totals(connection: &Connection) -> Result<Totals, StoreError> {
+    connection
+        .query_row(
+            "SELECT coalesce(sum(n_in), 0)::BIGINT, coalesce(sum(n_kept), 0)::BIGINT,
+                    coalesce(sum(n_dead), 0)::BIGINT, coalesce(sum(n_filtered), 0)::BIGINT,
+                    (SELECT count(*) FROM features_table),
+                    (SELECT coalesce(sum(n - 1), 0)::BIGINT FROM
+                       (SELECT count(*) AS n FROM features_table GROUP BY source_no, pos, sub)),
+                    count(*), coalesce(max(batch_seq), 0)
+             FROM ingest_ledger",
+            [],
+            |row| {
+                Ok(Totals {
+                    events: row.get(0)?,
+                    kept: row.get(1)?,
+                    dead_letters: row.get(2)?,
+                    filtered: row.get(3)?,
+                    landed_rows: row.get(4)?,
+                    duplicated: row.get(5)?,
+                    batches: row.get(6)?,
+                    last_batch_seq: row.get(7)?,
+                })
+            },
+        )
+        .map_err(StoreError::Statement)
+}
+
+/// The newest row of one feature of one entity, as DuckDB knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewestValue {
+    /// Whose value.
+    pub entity_id: String,
+    /// Of which feature.
+    pub feature_name: String,
+    /// `None`: the value is null.
+    pub value: Option<f64>,
+    /// Its place in the version order.
+    pub version: Version,
+}
+
+/// The newest row of every entity and feature in the version order, with the name of its source.
+///
+/// # Errors
+/// [`StoreError::Statement`].
+pub fn newest_values(connection: &Connection) -> Result<Vec<(String, NewestValue)>, StoreError> {
+    let mut statement = connection
+        .prepare(
+            "SELECT source, entity_id, feature_name, value, epoch_us(event_timestamp), epoch_us(created_at),
+                    source_no, pos, sub
+             FROM features_table JOIN sources USING (source_no)
+             QUALIFY row_number() OVER (PARTITION BY entity_id, feature_name
+                 ORDER BY event_timestamp DESC, created_at DESC, source_no DESC, pos DESC, sub DESC) = 1",
+        )
+        .map_err(StoreError::Statement)?;
+    let rows = statement
+        .query_map([], |row| {
+            let version = Version {
+                event_timestamp: row.get(4)?,
+                created_at: row.get(5)?,
+                source_no: row.get(6)?,
+                pos: row.get(7)?,
+                sub: row.get(8)?,
+            };
+            let newest = NewestValue {
+                entity_id: row.get(1)?,
+                feature_name: row.get(2)?,
+                value: row.get(3)?,
+                version,
+            };
+            Ok((row.get(0)?, newest))
+        })
+        .map_err(StoreError::Statement)?;
+    rows.collect::<duckdb::Result<_>>().map_err(StoreError::Statement)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Opening the database file.
+
+use super::{StoreError, lock::StoreLock, schema};
+use crate::config::Config;
+use duckdb::Connection;
+use std::path::{Path, PathBuf};
+
+/// How the file is opened.
+#[derive(Debug, Clone)]
+pub struct DatabaseOptions {
+    /// The file.
+    pub file: PathBuf,
+    /// DuckDB's memory limit in MiB.
+    pub memory_limit_mib: usize,
+    /// DuckDB's threads.
+    pub threads: usize,
+}
+
+impl DatabaseOptions {
+    /// What the configuration says.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            file: config.database(),
+            memory_limit_mib: config.store.memory_limit_mib,
+            threads: config.store.threads,
+        }
+    }
+}
+
+/// The open database. The lock is dropped after the last connection.
+#[derive(Debug)]
+pub struct Database {
+    connection: Connection,
+    options: DatabaseOptions,
+    _lock: StoreLock,
+}
+
+impl Database {
+    /// Takes the lock, opens the file, creates the tables that are missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], [`StoreError::Open`].
+    pub fn open(options: DatabaseOptions) -> Result<Self, StoreError> {
+        if let Some(folder) = options.file.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| open_error(&options.file, &e))?;
+        }
+        let lock = StoreLock::take(&options.file)?;
+        let connection = connect(&options)?;
+        connection.execute_batch(schema::DDL).map_err(|e| open_error(&options.file, &e))?;
+        Ok(Self { connection, options, _lock: lock })
+    }
+
+    /// The writer's connection.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// A further connection to the same open database, for reading.
+    ///
+    /// # Errors
+    /// DuckDB's word.
+    pub fn reader(&self) -> Result<Connection, StoreError> {
+        self.connection.try_clone().map_err(StoreError::Statement)
+    }
+
+    /// Bytes of the file and its write-ahead log.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        let mut wal = self.options.file.as_os_str().to_owned();
+        wal.push(".wal");
+        [self.options.file.as_path(), Path::new(&wal)]
+            .iter()
+            .filter_map(|p| std::fs::metadata(p).ok())
+            .map(|meta| meta.len())
+            .sum()
+    }
+}
+
+fn open_error(file: &Path, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Open { file: file.display().to_string(), reason: error.to_string() }
+}
+
+fn connect(options: &DatabaseOptions) -> Result<Connection, StoreError> {
+    let build = || {
+        duckdb::Config::default()
+            .max_memory(&format!("{}MiB", options.memory_limit_mib))?
+            .threads(i64::try_from(options.threads).unwrap_or(1))?
+            .with("enable_external_access", "false")
+    };
+    let connection = build()
+        .and_then(|config| Connection::open_with_flags(&options.file, config))
+        .map_err(|e| open_error(&options.file, &e))?;
+    connection
+        .execute_batch("SET GLOBAL TimeZone = 'UTC'; SET lock_configuration = true;")
+        .map_err(|e| open_error(&options.file, &e))?;
+    Ok(connection)
+}

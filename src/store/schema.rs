@@ -1,0 +1,112 @@
+//! The tables. No primary key, no UNIQUE, no index: DuckDB's indexes cost 4–8× on append and have
+//! corrupted on WAL replay. Uniqueness is the protocol's, and the audit proves it.
+
+/// Creates what is missing.
+pub const DDL: &str = "
+CREATE SEQUENCE IF NOT EXISTS source_numbers START 1;
+
+-- One row a source; the row with the greatest source_no is the current one of its name.
+CREATE TABLE IF NOT EXISTS sources (
+    source_no   INTEGER NOT NULL,
+    source      VARCHAR NOT NULL,
+    token       UUID NOT NULL,
+    token_no    INTEGER NOT NULL,
+    owner       VARCHAR NOT NULL,
+    next_pos    BIGINT NOT NULL,
+    start_pos   BIGINT NOT NULL,
+    cluster_id  VARCHAR,
+    topic_id    VARCHAR,
+    updated_at  TIMESTAMPTZ NOT NULL
+);
+
+-- One row a batch that was applied. n_in = n_kept + n_dead + n_filtered.
+CREATE TABLE IF NOT EXISTS ingest_ledger (
+    batch_seq     BIGINT NOT NULL,
+    source_no     INTEGER NOT NULL,
+    token_no      INTEGER NOT NULL,
+    from_pos      BIGINT NOT NULL,
+    to_pos        BIGINT NOT NULL,
+    n_in          BIGINT NOT NULL,
+    n_kept        BIGINT NOT NULL,
+    n_dead        BIGINT NOT NULL,
+    n_filtered    BIGINT NOT NULL,
+    n_rows        BIGINT NOT NULL,
+    transform     VARCHAR NOT NULL,
+    script_sha256 VARCHAR NOT NULL,
+    node          VARCHAR NOT NULL,
+    committed_at  TIMESTAMPTZ NOT NULL
+);
+
+-- Every feature value ever, in the order of arrival. Times are UTC microseconds.
+CREATE TABLE IF NOT EXISTS features_table (
+    entity_id       VARCHAR NOT NULL,
+    feature_name    VARCHAR NOT NULL,
+    value           DOUBLE,
+    event_timestamp TIMESTAMPTZ NOT NULL,
+    created_at      TIMESTAMPTZ NOT NULL,
+    event_id        UUID,
+    available_at    TIMESTAMPTZ NOT NULL,
+    batch_seq       BIGINT NOT NULL,
+    source_no       INTEGER NOT NULL,
+    pos             BIGINT NOT NULL,
+    sub             INTEGER NOT NULL
+);
+
+-- Every bad record, with what is needed to mend it.
+CREATE TABLE IF NOT EXISTS dead_letters (
+    batch_seq     BIGINT NOT NULL,
+    source_no     INTEGER NOT NULL,
+    pos           BIGINT NOT NULL,
+    event_id      UUID,
+    entity_id     VARCHAR,
+    stage         VARCHAR NOT NULL,
+    reason        VARCHAR NOT NULL,
+    detail        VARCHAR NOT NULL,
+    raw           BLOB,
+    raw_len       BIGINT,
+    raw_sha256    VARCHAR,
+    script_sha256 VARCHAR NOT NULL,
+    stored_at     TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS dead_letter_replays (
+    source_no   INTEGER NOT NULL,
+    pos         BIGINT NOT NULL,
+    replay_id   VARCHAR NOT NULL,
+    replayed_at TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS uploads (
+    upload_id       UUID NOT NULL,
+    idempotency_key VARCHAR NOT NULL,
+    sha256          VARCHAR NOT NULL,
+    filename        VARCHAR NOT NULL,
+    format          VARCHAR NOT NULL,
+    size            BIGINT NOT NULL,
+    state           VARCHAR NOT NULL,
+    n_total         BIGINT,
+    reason          VARCHAR,
+    updated_at      TIMESTAMPTZ NOT NULL
+);
+
+-- One row an opening of the file by a store.
+CREATE TABLE IF NOT EXISTS service_meta (
+    service_epoch        BIGINT NOT NULL,
+    host                 VARCHAR NOT NULL,
+    pid                  INTEGER NOT NULL,
+    opened_at            TIMESTAMPTZ NOT NULL,
+    clean_shutdown       BOOLEAN NOT NULL,
+    audited_to_batch_seq BIGINT NOT NULL
+);
+";
+
+/// The tables that a client may read.
+pub const READABLE_TABLES: [&str; 7] = [
+    "sources",
+    "ingest_ledger",
+    "features_table",
+    "dead_letters",
+    "dead_letter_replays",
+    "uploads",
+    "service_meta",
+];

@@ -1,0 +1,203 @@
+use super::*;
+use crate::{
+    messages::{DeadLetter, Record, Stage, WriteHeader, dead_letters_to_arrow, feature_row_schema},
+    store::{audit::audit, database::DatabaseOptions},
+};
+use arrow::array::{
+    FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+    TimestampMicrosecondArray,
+};
+use std::{path::Path, sync::Arc};
+
+fn open(dir: &Path) -> Writer {
+    let options = DatabaseOptions { file: dir.join("t.duckdb"), memory_limit_mib: 256, threads: 1 };
+    Writer::new(Database::open(options).unwrap()).unwrap()
+}
+
+fn source(partition: i32) -> SourceName {
+    SourceName::kafka("s", "t", partition)
+}
+
+fn open_request(partition: i32) -> OpenRequest {
+    OpenRequest {
+        source: source(partition),
+        owner: "test".into(),
+        attributes: SourceAttributes { cluster_id: Some("c".into()), topic_id: None },
+        start: 0,
+        low: 0,
+        high: 1_000,
+        ephemeral: false,
+    }
+}
+
+fn opened(writer: &mut Writer, partition: i32) -> (Token, i64) {
+    match writer.open_source(&open_request(partition)).unwrap() {
+        OpenReply::Opened { token, next_pos, .. } => (token, next_pos),
+        OpenReply::Halted { reason } => panic!("{reason}"),
+    }
+}
+
+/// Positions `[from, to)`: the last one is a dead letter, every other one is a row.
+fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
+    let n = usize::try_from(to - from - 1).unwrap();
+    let pos: Vec<i64> = (from..to - 1).collect();
+    let times = || TimestampMicrosecondArray::from(vec![1_000_000; n]).with_timezone("UTC");
+    let ids: Vec<[u8; 16]> = pos.iter().map(|p| (*p as u128 + 1).to_be_bytes()).collect();
+    let rows = RecordBatch::try_new(
+        feature_row_schema(),
+        vec![
+            Arc::new(StringArray::from_iter_values(pos.iter().map(|p| format!("e{p}")))),
+            Arc::new(StringArray::from(vec!["f"; n])),
+            Arc::new(Float64Array::from_iter(
+                pos.iter().map(|p| (p % 2 == 0).then_some(*p as f64)),
+            )),
+            Arc::new(times()),
+            Arc::new(times()),
+            Arc::new(
+                FixedSizeBinaryArray::try_from_sparse_iter_with_size(ids.iter().map(Some), 16)
+                    .unwrap(),
+            ),
+            Arc::new(Int64Array::from(pos)),
+            Arc::new(Int32Array::from(vec![0; n])),
+        ],
+    )
+    .unwrap();
+    let record =
+        Record { position: to - 1, timestamp_us: 5, event_id: None, payload: Some(b"{broken") };
+    let letter =
+        DeadLetter::with_reason(&record, None, Stage::Decode, "invalid_json".into(), "at 1".into());
+    let part = PartHeader {
+        source: source(partition),
+        token,
+        from,
+        to,
+        n_in: to - from,
+        n_kept: n as i64,
+        n_dead: 1,
+        n_filtered: 0,
+        n_rows: n as i64,
+    };
+    WriteRequest {
+        header: WriteHeader {
+            node: "n".into(),
+            transform: "x".into(),
+            script_sha256: "abc".into(),
+            generation: "g".into(),
+            parts: vec![part],
+        },
+        rows: vec![rows],
+        dead: vec![dead_letters_to_arrow(&[letter]).unwrap()],
+    }
+}
+
+fn decisions(committed: &Committed) -> Vec<Decision> {
+    committed.verdicts.iter().flatten().map(|v| v.decision).collect()
+}
+
+fn count(writer: &Writer, sql: &str) -> i64 {
+    writer.database().connection().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn a_group_lands_once_with_its_ledger_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, next) = opened(&mut writer, 0);
+    assert_eq!(next, 0);
+    let (a, b) = (write(0, token, 0, 10), write(0, token, 10, 15));
+    let committed = writer.apply(&[&a, &b, &a]).unwrap();
+    assert_eq!(decisions(&committed), [Decision::Apply, Decision::Apply, Decision::Duplicate]);
+    drop(writer);
+
+    let mut writer = open(dir.path());
+    assert_eq!(decisions(&writer.apply(&[&b]).unwrap()), [Decision::Duplicate]);
+    let (_, next) = opened(&mut writer, 0);
+    assert_eq!(next, 15);
+    assert_eq!(decisions(&writer.apply(&[&write(0, token, 15, 20)]).unwrap()), [Decision::Fenced]);
+    assert_eq!(count(&writer, "SELECT count(*) FROM features_table"), 13);
+    assert_eq!(
+        count(
+            &writer,
+            "SELECT count(*) FROM dead_letters WHERE raw = 'broken'::BLOB OR raw_len = 7"
+        ),
+        2
+    );
+    assert_eq!(
+        count(&writer, "SELECT count(*) FROM features_table WHERE event_id IS NOT NULL"),
+        13
+    );
+    assert_eq!(
+        count(&writer, "SELECT count(*) FROM features_table WHERE available_at > event_timestamp"),
+        13
+    );
+    let audit = audit(writer.database().connection(), 0).unwrap();
+    assert!(audit.ok(), "{audit:#?}");
+    assert_eq!(
+        (audit.totals.events, audit.totals.dead_letters, audit.totals.landed_rows),
+        (15, 2, 13)
+    );
+}
+
+#[test]
+fn counts_that_do_not_add_up_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    let good = write(0, token, 0, 10);
+    let mut bad = write(0, token, 10, 20);
+    bad.header.parts[0].n_kept += 1;
+    assert!(matches!(writer.apply(&[&good, &bad]), Err(StoreError::Unbalanced(_))));
+    assert_eq!(count(&writer, "SELECT count(*) FROM ingest_ledger"), 0);
+    assert_eq!(
+        decisions(&writer.apply(&[&good]).unwrap()),
+        [Decision::Apply],
+        "nothing was kept of it"
+    );
+}
+
+#[test]
+fn the_event_id_of_the_producer_is_stored_as_it_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    writer.apply(&[&write(0, token, 0, 3)]).unwrap();
+    let id: String = writer
+        .database()
+        .connection()
+        .query_row("SELECT event_id::VARCHAR FROM features_table WHERE pos = 1", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert_eq!(id, "00000000-0000-0000-0000-000000000002");
+}
+
+#[test]
+fn a_source_of_another_cluster_halts_unless_the_broker_is_ephemeral() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    writer.apply(&[&write(0, token, 0, 5)]).unwrap();
+    let mut other = open_request(0);
+    other.attributes.cluster_id = Some("another".into());
+    assert!(matches!(writer.open_source(&other).unwrap(), OpenReply::Halted { .. }));
+    other.ephemeral = true;
+    let OpenReply::Opened { token, next_pos, source_no } = writer.open_source(&other).unwrap()
+    else {
+        panic!("an ephemeral broker is adopted");
+    };
+    assert_eq!((next_pos, source_no), (0, 2));
+    writer.apply(&[&write(0, token, 0, 5)]).unwrap();
+    let audit = audit(writer.database().connection(), 0).unwrap();
+    assert!(audit.ok(), "{audit:#?}");
+}
+
+#[test]
+fn stamps_strictly_increase() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    for i in 0..20 {
+        writer.apply(&[&write(0, token, i * 5, i * 5 + 5)]).unwrap();
+    }
+    assert_eq!(count(&writer, "SELECT count(DISTINCT committed_at) FROM ingest_ledger"), 20);
+}

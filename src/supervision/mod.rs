@@ -1,0 +1,241 @@
+//! The one place that touches actix' machinery: starting, watching, restarting and reaching actors.
+//!
+//! actix' own `Supervisor` neither rebuilds an actor nor survives its panic, so here
+//!
+//! * a factory builds each new instance; threads and children live in slots that it adopts;
+//! * the task's join handle tells how an instance ended: finished, panicked or killed;
+//! * restarts back off and are limited; beyond the limit the node stops with an error. Killing on
+//!   request does not count, and the first restart is immediate;
+//! * peers hold a [`Link`], which always leads to the living instance;
+//! * every actor has an arbiter (a thread) of its own, so that a busy one starves nobody.
+
+mod link;
+mod restart;
+
+pub use link::{Link, Undelivered};
+pub use restart::{Cause, RestartPolicy};
+
+use crate::telemetry;
+use actix::{Actor, Arbiter, AsyncContext, Context};
+use restart::Restarts;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use tokio::sync::mpsc;
+
+#[cfg(panic = "abort")]
+compile_error!(
+    "supervision needs `panic = \"unwind\"`: a panicking actor is restarted, not the process"
+);
+
+/// Messages that an actor's mailbox holds at most. Data is bounded by credit, not here; a full
+/// mailbox is a defect that `deliver` reports rather than a way to wait.
+const MAILBOX_CAPACITY: usize = 1 << 16;
+
+/// Something that ends the node: an actor that fails again and again, a store that cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{component}: {reason}")]
+pub struct Fatal {
+    /// Which actor or thread.
+    pub component: String,
+    /// One sentence.
+    pub reason: String,
+}
+
+/// Where fatal conditions are reported; the node's main loop listens.
+#[derive(Debug, Clone)]
+pub struct FatalSender(mpsc::UnboundedSender<Fatal>);
+
+impl FatalSender {
+    /// A sender and the receiver for the main loop.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Fatal>) {
+        let (tx, rx) = mpsc::unbounded_channel();
+        (Self(tx), rx)
+    }
+
+    /// Reports that the node cannot go on.
+    pub fn report(&self, component: &str, reason: impl Into<String>) {
+        let fatal = Fatal { component: component.into(), reason: reason.into() };
+        tracing::error!(
+            component = fatal.component,
+            reason = fatal.reason,
+            "the node cannot go on"
+        );
+        // Without a receiver the node is stopping already.
+        let _ = self.0.send(fatal);
+    }
+}
+
+/// What is known of an actor, for the status page.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ActorStatus {
+    /// Whether an instance lives.
+    pub up: bool,
+    /// Instances started, from 1.
+    pub generation: u64,
+    /// How the last instance ended.
+    pub last_cause: Option<String>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    up: AtomicBool,
+    generation: AtomicU64,
+    last_cause: Mutex<Option<Cause>>,
+    control: mpsc::UnboundedSender<Command>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Kill,
+    Stop(tokio::sync::oneshot::Sender<()>),
+}
+
+/// All actors of a node by name.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    actors: Arc<Mutex<BTreeMap<&'static str, Arc<Watched>>>>,
+    fatal: FatalSender,
+}
+
+impl Registry {
+    /// An empty one that reports what cannot be mended to `fatal`.
+    #[must_use]
+    pub fn new(fatal: FatalSender) -> Self {
+        Self { actors: Arc::default(), fatal }
+    }
+
+    /// Starts an actor under supervision, on an arbiter of its own. `link` leads to its living
+    /// instance from now on.
+    pub fn supervise<A, F>(
+        &self,
+        name: &'static str,
+        link: Link<A>,
+        policy: RestartPolicy,
+        factory: F,
+    ) where
+        A: Actor<Context = Context<A>>,
+        F: Fn() -> A + Send + 'static,
+    {
+        let (control, commands) = mpsc::unbounded_channel();
+        let watched = Arc::new(Watched {
+            up: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            last_cause: Mutex::new(None),
+            control,
+        });
+        lock(&self.actors).insert(name, watched.clone());
+        let fatal = self.fatal.clone();
+        let arbiter = Arbiter::new();
+        let handle = arbiter.handle();
+        // The watcher's future stays on the arbiter's own thread, as the actor does.
+        arbiter.spawn_fn(move || {
+            tokio::task::spawn_local(async move {
+                watch(name, link, policy, factory, &watched, commands, fatal).await;
+                handle.stop();
+            });
+        });
+    }
+
+    /// Kills an actor's instance, as a test or an operator asks; it is restarted at once. `false`
+    /// when there is no such actor.
+    #[must_use]
+    pub fn kill(&self, name: &str) -> bool {
+        lock(&self.actors).get(name).is_some_and(|w| w.control.send(Command::Kill).is_ok())
+    }
+
+    /// Stops an actor for good and waits until its instance is gone.
+    pub async fn stop(&self, name: &str) {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let sent = lock(&self.actors).get(name).map(|w| w.control.send(Command::Stop(tx)));
+        if matches!(sent, Some(Ok(()))) {
+            // An error means that the watcher is gone, and its actor with it.
+            let _ = rx.await;
+        }
+    }
+
+    /// Every actor's state by name.
+    #[must_use]
+    pub fn status(&self) -> BTreeMap<&'static str, ActorStatus> {
+        let status = |w: &Arc<Watched>| ActorStatus {
+            up: w.up.load(Ordering::Relaxed),
+            generation: w.generation.load(Ordering::Relaxed),
+            last_cause: lock(&w.last_cause).as_ref().map(ToString::to_string),
+        };
+        lock(&self.actors).iter().map(|(name, w)| (*name, status(w))).collect()
+    }
+}
+
+/// A poisoned lock only says that a holder panicked; the maps here are never left half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+async fn watch<A, F>(
+    name: &'static str,
+    link: Link<A>,
+    policy: RestartPolicy,
+    factory: F,
+    watched: &Watched,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    fatal: FatalSender,
+) where
+    A: Actor<Context = Context<A>>,
+    F: Fn() -> A,
+{
+    let mut restarts = Restarts::new(policy);
+    loop {
+        let mut context = Context::new();
+        context.set_mailbox_capacity(MAILBOX_CAPACITY);
+        let address = context.address();
+        let mut task = tokio::task::spawn_local(context.into_future(factory()));
+        watched.generation.fetch_add(1, Ordering::Relaxed);
+        watched.up.store(true, Ordering::Relaxed);
+        telemetry::actor_up(name, true);
+        link.set(address);
+
+        let mut stopping = None;
+        let cause = tokio::select! {
+            ended = &mut task => Cause::of(ended),
+            command = commands.recv() => {
+                if let Some(Command::Stop(done)) = command {
+                    stopping = Some(done);
+                }
+                task.abort();
+                // The instance is gone only when its task is: two never live side by side.
+                let _ = (&mut task).await;
+                Cause::Killed
+            }
+        };
+        link.clear();
+        watched.up.store(false, Ordering::Relaxed);
+        telemetry::actor_up(name, false);
+        if let Some(done) = stopping {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(());
+            return;
+        }
+        let ended_at = Instant::now();
+        tracing::warn!(actor = name, %cause, "actor ended; starting a new instance");
+        telemetry::actor_restarted(name, cause.label());
+        *lock(&watched.last_cause) = Some(cause.clone());
+        match restarts.next(&cause, ended_at) {
+            Some(delay) if delay.is_zero() => {}
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => {
+                fatal.report(name, format!("failed again and again, last: {cause}"));
+                return;
+            }
+        }
+        telemetry::actor_recovered(name, ended_at.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! Every metric the node exports: name, kind, help and the stage it belongs to. Nothing is
+//! exported that does not stand here; a test holds the endpoint against this list.
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Has buckets.
+    Histogram(&'static [f64]),
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The exported name.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// One line for people; ends up as `# HELP`.
+    pub help: &'static str,
+    /// The stage whose endpoint shows it; empty: it has a `stage` label.
+    pub stage: &'static str,
+}
+
+/// The stages, in the order of the flow; also the values of the label `stage`.
+pub const STAGES: [&str; 8] = [
+    "generator",
+    "kafka_ingest",
+    "file_upload",
+    "batch_accumulator",
+    "worker_semaphore",
+    "python_worker_supervisor",
+    "redis_queue",
+    "duckdb_writer",
+];
+
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const ROWS: &[f64] = &[1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 50_000.0, 100_000.0];
+
+const fn counter(name: &'static str, stage: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, help, stage }
+}
+
+const fn gauge(name: &'static str, stage: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, stage }
+}
+
+const fn seconds(name: &'static str, stage: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Histogram(SECONDS), help, stage }
+}
+
+/// Events that came into a stage.
+pub const RECEIVED: &str = "millstream_stage_received_events_total";
+/// Events that a stage handed on.
+pub const SENT: &str = "millstream_stage_sent_events_total";
+/// Errors of a stage by type.
+pub const ERRORS: &str = "millstream_stage_errors_total";
+/// Time a stage took for one batch.
+pub const DURATION: &str = "millstream_stage_duration_seconds";
+/// Time a stage worked.
+pub const BUSY: &str = "millstream_stage_busy_seconds_total";
+/// Time a stage waited for the next one.
+pub const BLOCKED: &str = "millstream_stage_blocked_seconds_total";
+/// Batches that wait in a stage.
+pub const QUEUE_DEPTH: &str = "millstream_stage_queue_depth";
+/// From the record's timestamp to readable online or durable.
+pub const END_TO_END: &str = "millstream_end_to_end_seconds";
+/// Events a batch.
+pub const BATCH_ROWS: &str = "millstream_batch_rows";
+/// Why batches closed.
+pub const BATCH_CLOSES: &str = "millstream_batch_closes_total";
+/// Dead letters.
+pub const DEAD_LETTERS: &str = "millstream_dead_letters_total";
+/// Records between the log's end and what DuckDB holds.
+pub const KAFKA_LAG: &str = "millstream_kafka_lag_records";
+/// Rebalances of the consumer group.
+pub const KAFKA_REBALANCES: &str = "millstream_kafka_rebalances_total";
+/// Offset commits.
+pub const KAFKA_COMMITTED: &str = "millstream_kafka_committed_total";
+/// Partitions that an operator must look at.
+pub const KAFKA_HALTED: &str = "millstream_kafka_halted_partitions";
+/// Whether an actor lives.
+pub const ACTOR_UP: &str = "millstream_actor_up";
+/// Restarts of an actor.
+pub const ACTOR_RESTARTS: &str = "millstream_actor_restarts_total";
+/// From an actor's end to its next instance.
+pub const ACTOR_RECOVERY: &str = "millstream_actor_recovery_seconds";
+/// The global cap.
+pub const PERMITS: &str = "millstream_python_permits";
+/// Permits of this node's workers.
+pub const PERMITS_IN_USE: &str = "millstream_python_permits_in_use";
+/// Waiting for a permit.
+pub const PERMIT_WAIT: &str = "millstream_python_permit_wait_seconds";
+/// Workers that were replaced.
+pub const WORKER_RESTARTS: &str = "millstream_python_worker_restarts_total";
+/// Workers started, and how long that took.
+pub const WORKER_START: &str = "millstream_python_worker_start_seconds";
+/// Time in the script for one batch.
+pub const TRANSFORM: &str = "millstream_transform_seconds";
+/// Rows that scripts gave.
+pub const TRANSFORM_ROWS: &str = "millstream_transform_rows_total";
+/// Which version of which script runs.
+pub const SCRIPT_INFO: &str = "millstream_script_info";
+/// Writing a batch's critical features to Redis.
+pub const REDIS_WRITE: &str = "millstream_redis_write_seconds";
+/// Entries on the Redis queue.
+pub const QUEUE_ENTRIES: &str = "millstream_queue_depth";
+/// One transaction of DuckDB, from begin to commit.
+pub const DUCKDB_COMMIT: &str = "millstream_duckdb_commit_seconds";
+/// Feature rows committed.
+pub const DUCKDB_ROWS: &str = "millstream_duckdb_rows_total";
+/// Size of the database file.
+pub const DUCKDB_FILE: &str = "millstream_duckdb_file_bytes";
+/// Parts of writes that were not applied, by answer.
+pub const LEDGER_REJECTS: &str = "millstream_ledger_rejects_total";
+/// Whether a component is ready.
+pub const READY: &str = "millstream_ready";
+/// Version and commit of the program.
+pub const BUILD_INFO: &str = "millstream_build_info";
+
+/// The whole list.
+pub const CATALOGUE: &[Metric] = &[
+    counter(RECEIVED, "", "Events that came into a stage."),
+    counter(SENT, "", "Events that a stage handed on."),
+    counter(ERRORS, "", "Errors of a stage by type."),
+    seconds(DURATION, "", "Time a stage took for one batch."),
+    gauge(BUSY, "", "Seconds a stage worked; only grows."),
+    gauge(BLOCKED, "", "Seconds a stage waited for the next one; only grows."),
+    gauge(QUEUE_DEPTH, "", "Batches that wait in a stage."),
+    seconds(
+        END_TO_END,
+        "redis_queue",
+        "From the record's timestamp to readable online or durable.",
+    ),
+    Metric {
+        name: BATCH_ROWS,
+        kind: Kind::Histogram(ROWS),
+        help: "Events a batch.",
+        stage: "batch_accumulator",
+    },
+    counter(BATCH_CLOSES, "batch_accumulator", "Batches closed, by reason."),
+    counter(
+        DEAD_LETTERS,
+        "python_worker_supervisor",
+        "Dead letters by the stage that found them and reason.",
+    ),
+    gauge(KAFKA_LAG, "kafka_ingest", "Records between the log's end and what DuckDB acknowledged."),
+    counter(KAFKA_REBALANCES, "kafka_ingest", "Rebalances of the consumer group."),
+    counter(KAFKA_COMMITTED, "kafka_ingest", "Offset commits that the broker confirmed."),
+    gauge(KAFKA_HALTED, "kafka_ingest", "Partitions that wait for an operator."),
+    gauge(ACTOR_UP, "", "1 while an instance of the actor lives."),
+    counter(ACTOR_RESTARTS, "", "Restarts of an actor by cause."),
+    seconds(ACTOR_RECOVERY, "", "From an actor's end to its next instance."),
+    gauge(PERMITS, "worker_semaphore", "Python workers that may live, over all nodes."),
+    gauge(PERMITS_IN_USE, "worker_semaphore", "Permits that this node holds."),
+    seconds(PERMIT_WAIT, "worker_semaphore", "Waiting for a permit."),
+    counter(WORKER_RESTARTS, "python_worker_supervisor", "Python workers replaced, by cause."),
+    seconds(
+        WORKER_START,
+        "python_worker_supervisor",
+        "Starting a worker until its script is loaded.",
+    ),
+    seconds(TRANSFORM, "python_worker_supervisor", "Time in the script for one batch."),
+    counter(TRANSFORM_ROWS, "python_worker_supervisor", "Rows that a script gave."),
+    gauge(SCRIPT_INFO, "python_worker_supervisor", "1 for the running version of a script."),
+    seconds(REDIS_WRITE, "redis_queue", "Writing a batch's critical features to Redis."),
+    gauge(QUEUE_ENTRIES, "redis_queue", "Entries on the Redis queue."),
+    seconds(DUCKDB_COMMIT, "duckdb_writer", "One transaction, from begin to commit."),
+    counter(DUCKDB_ROWS, "duckdb_writer", "Feature rows committed."),
+    gauge(DUCKDB_FILE, "duckdb_writer", "Size of the database file and its log."),
+    counter(LEDGER_REJECTS, "duckdb_writer", "Parts of writes that were not applied, by answer."),
+    gauge(READY, "", "1 while the component is ready."),
+    gauge(BUILD_INFO, "", "1; version of the program."),
+];

@@ -1,0 +1,309 @@
+//! Metrics: the recorder, the helpers that the stages call, and the text of the endpoints.
+//!
+//! Helpers are called once a batch, never once an event.
+
+pub mod catalogue;
+
+use crate::protocol::apply::Decision;
+use catalogue as m;
+use catalogue::{CATALOGUE, Kind, STAGES};
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder (once a process) and starts every series at zero.
+///
+/// # Errors
+/// When another recorder is installed, or a bucket list is empty.
+pub fn install() -> anyhow::Result<()> {
+    if HANDLE.get().is_some() {
+        return Ok(());
+    }
+    let mut builder = PrometheusBuilder::new();
+    for metric in CATALOGUE {
+        if let Kind::Histogram(buckets) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets)?;
+        }
+    }
+    let handle = builder.install_recorder()?;
+    for metric in CATALOGUE {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+    start_at_zero();
+    gauge!(m::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics_process::Collector::default().describe();
+    // Losing the race to another installer is fine: the handle is of the same recorder.
+    let _ = HANDLE.set(handle);
+    Ok(())
+}
+
+fn start_at_zero() {
+    for stage in STAGES {
+        for name in [m::RECEIVED, m::SENT] {
+            counter!(name, "stage" => stage).increment(0);
+        }
+        for name in [m::BUSY, m::BLOCKED] {
+            gauge!(name, "stage" => stage).set(0.0);
+        }
+        gauge!(m::QUEUE_DEPTH, "stage" => stage).set(0.0);
+    }
+    for (stage, error) in [
+        ("kafka_ingest", "kafka"),
+        ("kafka_ingest", "abandoned"),
+        ("python_worker_supervisor", "batch_failure"),
+        ("python_worker_supervisor", "import"),
+        ("redis_queue", "redis"),
+        ("redis_queue", "unreadable"),
+        ("duckdb_writer", "statement"),
+        ("duckdb_writer", "commit"),
+        ("file_upload", "unimplemented"),
+    ] {
+        counter!(m::ERRORS, "stage" => stage, "error_type" => error).increment(0);
+    }
+    for reason in ["rows", "bytes", "age", "drain"] {
+        counter!(m::BATCH_CLOSES, "reason" => reason).increment(0);
+    }
+    for answer in ["duplicate", "gap", "overlap", "fenced"] {
+        counter!(m::LEDGER_REJECTS, "answer" => answer).increment(0);
+    }
+    for name in [m::KAFKA_REBALANCES, m::KAFKA_COMMITTED, m::DUCKDB_ROWS] {
+        counter!(name).increment(0);
+    }
+    for name in [m::PERMITS, m::PERMITS_IN_USE, m::QUEUE_ENTRIES, m::DUCKDB_FILE, m::KAFKA_HALTED] {
+        gauge!(name).set(0.0);
+    }
+}
+
+/// The Prometheus text of everything, or of one stage. `None` when there is no such stage.
+#[must_use]
+pub fn render(stage: Option<&str>) -> Option<String> {
+    let handle = HANDLE.get()?;
+    metrics_process::Collector::default().collect();
+    handle.run_upkeep();
+    let text = handle.render();
+    match stage {
+        None => Some(text),
+        Some(stage) => STAGES.contains(&stage).then(|| only_stage(&text, stage)),
+    }
+}
+
+/// Drains the histograms' buffers; called every few seconds so that they stay small unscraped.
+pub fn upkeep() {
+    if let Some(handle) = HANDLE.get() {
+        handle.run_upkeep();
+    }
+}
+
+/// Keeps the lines of one stage: metrics that belong to it, and series that carry its label.
+fn only_stage(text: &str, stage: &str) -> String {
+    let label = format!("stage=\"{stage}\"");
+    let actor = format!("actor=\"{stage}\"");
+    let owner = |line: &str| {
+        let name = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+        let name = name.split([' ', '{']).next().unwrap_or_default();
+        let full = CATALOGUE.iter().find(|metric| {
+            name.strip_prefix(metric.name)
+                .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
+        });
+        full.map(|metric| metric.stage)
+    };
+    let mut out = String::new();
+    // The two comment lines of a metric wait until one of its series is kept.
+    let mut comments = String::new();
+    for line in text.lines() {
+        if line.starts_with("# HELP") || line.is_empty() {
+            comments.clear();
+        }
+        if line.starts_with('#') {
+            comments.push_str(line);
+            comments.push('\n');
+            continue;
+        }
+        let mine = owner(line).is_some_and(|s| s == stage)
+            || (owner(line) == Some("") && (line.contains(&label) || line.contains(&actor)));
+        if mine {
+            out.push_str(&comments);
+            comments.clear();
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// Counts what goes through one stage.
+#[derive(Debug, Clone, Copy)]
+pub struct StageMeter(&'static str);
+
+impl StageMeter {
+    /// The meter of a stage in [`STAGES`].
+    #[must_use]
+    pub const fn new(stage: &'static str) -> Self {
+        Self(stage)
+    }
+
+    /// Events came in.
+    pub fn received(self, events: usize) {
+        counter!(m::RECEIVED, "stage" => self.0).increment(events as u64);
+    }
+
+    /// Events were handed on.
+    pub fn sent(self, events: usize) {
+        counter!(m::SENT, "stage" => self.0).increment(events as u64);
+    }
+
+    /// Something went wrong; the type is from a closed list.
+    pub fn error(self, error_type: &'static str) {
+        counter!(m::ERRORS, "stage" => self.0, "error_type" => error_type).increment(1);
+    }
+
+    /// The stage worked on a batch since `start`.
+    pub fn worked(self, start: Instant) {
+        let took = start.elapsed();
+        histogram!(m::DURATION, "stage" => self.0).record(took);
+        seconds(m::BUSY, self.0, took);
+    }
+
+    /// The stage waited for the next one for so long.
+    pub fn blocked(self, waited: Duration) {
+        seconds(m::BLOCKED, self.0, waited);
+    }
+
+    /// Batches that wait.
+    pub fn queue_depth(self, batches: usize) {
+        gauge!(m::QUEUE_DEPTH, "stage" => self.0).set(batches as f64);
+    }
+}
+
+/// The exporter's counters are integers; a gauge that only grows keeps the fractions of seconds.
+fn seconds(name: &'static str, stage: &'static str, took: Duration) {
+    gauge!(name, "stage" => stage).increment(took.as_secs_f64());
+}
+
+/// Whether an actor lives.
+pub fn actor_up(actor: &'static str, up: bool) {
+    gauge!(m::ACTOR_UP, "actor" => actor).set(if up { 1.0 } else { 0.0 });
+}
+
+/// An actor ended and will be restarted.
+pub fn actor_restarted(actor: &'static str, cause: &'static str) {
+    counter!(m::ACTOR_RESTARTS, "actor" => actor, "cause" => cause).increment(1);
+}
+
+/// An actor's next instance is there.
+pub fn actor_recovered(actor: &'static str, took: Duration) {
+    histogram!(m::ACTOR_RECOVERY, "actor" => actor).record(took);
+}
+
+/// A batch of events was closed.
+pub fn batch_closed(reason: &'static str, rows: usize) {
+    counter!(m::BATCH_CLOSES, "reason" => reason).increment(1);
+    histogram!(m::BATCH_ROWS).record(rows as f64);
+}
+
+/// Dead letters were made; reasons are from a closed list.
+pub fn dead_letters(stage: &'static str, reason: &str, count: usize) {
+    counter!(m::DEAD_LETTERS, "stage" => stage, "reason" => reason.to_owned())
+        .increment(count as u64);
+}
+
+/// The answer to one part of a write.
+pub fn decided(decision: Decision) {
+    if decision != Decision::Apply {
+        counter!(m::LEDGER_REJECTS, "answer" => decision.name()).increment(1);
+    }
+}
+
+/// From a record's timestamp to now, by path (`online` or `durable`).
+pub fn end_to_end(path: &'static str, seconds: f64) {
+    histogram!(m::END_TO_END, "path" => path).record(seconds);
+    if path == "durable" {
+        let mut recent = DURABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(seconds);
+    }
+}
+
+/// Latencies that are kept for the verdict's percentiles.
+const RECENT: usize = 1 << 16;
+static DURABLE: Mutex<VecDeque<f64>> = Mutex::new(VecDeque::new());
+
+/// Median and 99th percentile of the recent latencies to durable, in milliseconds.
+#[must_use]
+pub fn durable_latency_ms() -> Option<(f64, f64)> {
+    let mut recent: Vec<f64> =
+        DURABLE.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    recent.sort_by(f64::total_cmp);
+    let at =
+        |q: f64| recent.get(((recent.len() as f64 - 1.0) * q).round() as usize).map(|s| s * 1e3);
+    at(0.5).zip(at(0.99))
+}
+
+static EVENTS: AtomicU64 = AtomicU64::new(0);
+static ROWS: AtomicU64 = AtomicU64::new(0);
+static DEAD: AtomicU64 = AtomicU64::new(0);
+
+/// What DuckDB has committed since this process started.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Totals {
+    /// Events: kept, dead or filtered.
+    pub events: u64,
+    /// Feature rows.
+    pub rows: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+/// DuckDB committed this much more.
+pub fn committed(events: u64, rows: u64, dead_letters: u64) {
+    counter!(m::DUCKDB_ROWS).increment(rows);
+    EVENTS.fetch_add(events, Ordering::Relaxed);
+    ROWS.fetch_add(rows, Ordering::Relaxed);
+    DEAD.fetch_add(dead_letters, Ordering::Relaxed);
+}
+
+/// See [`Totals`].
+#[must_use]
+pub fn totals() -> Totals {
+    let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    Totals { events: load(&EVENTS), rows: load(&ROWS), dead_letters: load(&DEAD) }
+}
+
+/// Whether a component is ready.
+pub fn ready(component: &'static str, ready: bool) {
+    gauge!(m::READY, "component" => component).set(if ready { 1.0 } else { 0.0 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_sees_its_own_series_only() {
+        install().unwrap();
+        StageMeter::new("kafka_ingest").received(3);
+        actor_up("kafka_ingest", true);
+        let text = render(Some("kafka_ingest")).unwrap();
+        assert!(text.contains("stage=\"kafka_ingest\""));
+        assert!(text.contains(m::KAFKA_COMMITTED));
+        assert!(text.contains("actor=\"kafka_ingest\""));
+        assert!(!text.contains("stage=\"redis_queue\""));
+        assert!(!text.contains(m::DUCKDB_ROWS));
+        assert!(render(Some("nonsense")).is_none());
+    }
+}
