@@ -32,25 +32,27 @@ const METER: StageMeter = StageMeter::new("worker_semaphore");
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Grants, renews or gives back leases, all on Redis' clock.
-/// ARGV: operation, cap, lease time in ms, lease names. Answers how many leases are (still) live.
+/// ARGV: operation, cap, lease time in ms, lease names. Answers 1 for each lease for which it was
+/// done, else 0.
 const SCRIPT: &str = r"
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local done = 0
+local done = {}
 for i = 4, #ARGV do
+  done[i - 3] = 0
   if ARGV[1] == 'acquire' then
     if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
       redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done = done + 1
+      done[i - 3] = 1
     end
   elseif ARGV[1] == 'renew' then
     if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
       redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done = done + 1
+      done[i - 3] = 1
     end
   else
-    done = done + redis.call('ZREM', KEYS[1], ARGV[i])
+    done[i - 3] = redis.call('ZREM', KEYS[1], ARGV[i])
   end
 end
 return done";
@@ -126,7 +128,7 @@ impl WorkerSemaphore {
         &self,
         operation: &'static str,
         leases: &[Arc<str>],
-    ) -> impl Future<Output = redis::RedisResult<(ConnectionManager, usize)>> + 'static {
+    ) -> impl Future<Output = redis::RedisResult<(ConnectionManager, Vec<u8>)>> + 'static {
         let (redis, connection, key) =
             (self.redis.clone(), self.connection.clone(), self.key.clone());
         let (cap, lease_ms) = (self.cap, self.lease_time.as_millis() as u64);
@@ -160,7 +162,7 @@ impl WorkerSemaphore {
             match answer {
                 Ok((connection, granted)) => {
                     actor.connection = Some(connection);
-                    if granted == 1 {
+                    if granted == [1] {
                         actor.grant(lease, asked_at);
                         return actor.serve(ctx);
                     }
@@ -204,14 +206,14 @@ impl WorkerSemaphore {
         ctx.spawn(renewing.map(move |answer, actor, _| match answer {
             Ok((connection, renewed)) => {
                 actor.connection = Some(connection);
-                if renewed == leases.len() {
-                    let mut held = actor.slot.held.lock();
-                    for lease in &leases {
+                let mut held = actor.slot.held.lock();
+                for (lease, renewed) in leases.iter().zip(renewed) {
+                    if renewed == 1 {
                         held.entry(lease.clone()).and_modify(|at| *at = asked_at);
+                    } else if held.contains_key(lease) {
+                        // Its worker leaves by itself before the lease would have ended.
+                        tracing::warn!(%lease, "a lease is gone from Redis");
                     }
-                } else {
-                    // Not renewed: the workers leave by themselves before their leases end.
-                    tracing::warn!(held = leases.len(), renewed, "leases are gone from Redis");
                 }
             }
             Err(error) => {

@@ -6,6 +6,7 @@ use crate::{
     actors::generator::Expected,
     node::{Node, NodeOptions, Role},
     report::Report,
+    store::lock::StoreLock,
     telemetry,
 };
 use anyhow::Context;
@@ -74,11 +75,13 @@ pub async fn demo(args: DemoArgs) -> Result<(), Failure> {
     let database = config.database();
     let mut options = NodeOptions::new([Role::Generate, Role::Process, Role::Store]);
     options.keep_ids = args.duration.is_some();
+    options.hold_generator = true;
 
     let started = Instant::now();
     let mut node = Node::start(config, options).await?;
     run::announce(&node);
     node.wait_ready(READY).await?;
+    node.release_generator();
     eprintln!("ready after {:.1} s", started.elapsed().as_secs_f64());
 
     let interrupted = live(&mut node, args.duration).await?;
@@ -162,6 +165,8 @@ async fn live(node: &mut Node, duration: Option<Duration>) -> Result<bool, Failu
 /// A demo starts from nothing; only a folder that a demo made is emptied.
 fn empty(dir: &Path) -> Result<(), Failure> {
     if dir.exists() {
+        // Held by the store of a demo that runs in this folder.
+        let _free = StoreLock::take(&dir.join("features.duckdb")).map_err(anyhow::Error::from)?;
         if !dir.join(MARKER).exists() {
             return Err(Failure::Usage(format!(
                 "{} is there and was not made by a demo: choose a folder with --data-dir",

@@ -50,6 +50,9 @@ pub struct GenerateArgs {
     /// As fast as the broker takes them.
     #[arg(long)]
     flat_out: bool,
+    /// Stop after so many events.
+    #[arg(long, value_name = "N", conflicts_with = "replay")]
+    count: Option<u64>,
     /// Stop after so long.
     #[arg(long, value_parser = parse_duration, value_name = "TIME", conflicts_with = "replay")]
     duration: Option<Duration>,
@@ -85,7 +88,13 @@ pub async fn generate(args: GenerateArgs) -> Result<(), Failure> {
 }
 
 async fn make_up(args: &GenerateArgs, config: Config) -> Result<(), Failure> {
-    let parts = GeneratorParts { config: Arc::new(config), gate: None, keep_ids: false };
+    let parts = GeneratorParts {
+        config: Arc::new(config),
+        gate: None,
+        keep_ids: false,
+        count: args.count,
+        hold: false,
+    };
     let started = Instant::now();
     let tasks = GeneratorTasks::start(&parts)?;
     let (mut interrupt, mut terminate) = run::signals()?;
@@ -94,6 +103,11 @@ async fn make_up(args: &GenerateArgs, config: Config) -> Result<(), Failure> {
             match args.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
                 None => std::future::pending().await,
+            }
+        } => {}
+        () = async {
+            while !tasks.is_done() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         } => {}
         _ = interrupt.recv() => {}

@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Arguments of `millstream query`.
 #[derive(Debug, Args)]
 pub struct QueryArgs {
-    /// One SELECT over features_table, dead_letters, ingest_ledger, sources, uploads.
+    /// One SELECT over features_table, dead_letters, ingest_ledger, sources and the other tables.
     sql: String,
     /// A JSON list of rows instead of a table.
     #[arg(long)]

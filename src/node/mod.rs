@@ -66,8 +66,8 @@ pub struct NodeView {
     pub config: Arc<Config>,
     /// This process's roles.
     pub roles: BTreeSet<Role>,
-    /// Where Redis is.
-    pub redis: RedisLink,
+    /// Where Redis is; a generator of its own needs none.
+    pub redis: Option<RedisLink>,
     /// The names in Redis.
     pub keys: Keys,
     /// The actors.
@@ -111,7 +111,8 @@ impl NodeView {
     /// # Errors
     /// A [`ReadReply::Failed`] comes back as such; an error means that nobody answered.
     pub async fn read(&self, request: &ReadRequest) -> anyhow::Result<(ReadReply, Vec<u8>)> {
-        redis_queue::ask(&self.redis, &self.keys, request, Duration::from_secs(60)).await
+        let redis = self.redis.as_ref().context("this node has no Redis to ask through")?;
+        redis_queue::ask(redis, &self.keys, request, Duration::from_secs(60)).await
     }
 
     /// The audit of ledger, tables and online store, with what this node knows of the broker.
@@ -223,18 +224,21 @@ impl NodeView {
         }
     }
 
+    async fn redis_problem(&self) -> Option<String> {
+        let redis = self.redis.as_ref()?;
+        let mut manager = match redis.manager().await {
+            Ok(manager) => manager,
+            Err(error) => return Some(error.to_string()),
+        };
+        let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut manager).await;
+        pong.err().map(|error| error.to_string())
+    }
+
     /// What is not ready, by component; empty: everything is.
     pub async fn not_ready(&self) -> Vec<(&'static str, String)> {
         let mut missing = Vec::new();
-        match self.redis.manager().await {
-            Ok(mut manager) => {
-                let pong: redis::RedisResult<String> =
-                    redis::cmd("PING").query_async(&mut manager).await;
-                if let Err(error) = pong {
-                    missing.push(("redis", error.to_string()));
-                }
-            }
-            Err(error) => missing.push(("redis", error.to_string())),
+        if let Some(why) = self.redis_problem().await {
+            missing.push(("redis", why));
         }
         for (actor, status) in self.registry.status() {
             if !status.up {
@@ -347,6 +351,13 @@ impl Node {
             Some(fatal) => fatal,
             // Every sender is gone only when the node is.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Lets a held generator begin.
+    pub fn release_generator(&self) {
+        if let Some(generator) = &self.view.generator {
+            generator.release();
         }
     }
 

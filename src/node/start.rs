@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
-    queue::{Keys, RedisLink},
+    queue::{self, Keys, RedisLink},
     service,
     store::database::DatabaseOptions,
     supervision::{FatalSender, Link, Registry, RestartPolicy},
@@ -39,6 +39,8 @@ pub struct NodeOptions {
     pub roles: BTreeSet<Role>,
     /// The generator keeps every id, for a verdict at the end.
     pub keep_ids: bool,
+    /// The generator makes nothing until [`Node::release_generator`].
+    pub hold_generator: bool,
     /// The binary that is started as a Python worker; `None`: this one.
     pub worker_program: Option<PathBuf>,
 }
@@ -47,19 +49,30 @@ impl NodeOptions {
     /// These roles.
     #[must_use]
     pub fn new(roles: impl IntoIterator<Item = Role>) -> Self {
-        Self { roles: roles.into_iter().collect(), keep_ids: false, worker_program: None }
+        Self {
+            roles: roles.into_iter().collect(),
+            keep_ids: false,
+            hold_generator: false,
+            worker_program: None,
+        }
     }
 }
 
 /// What the actors of all roles share.
 struct Shared {
     config: Arc<Config>,
-    redis: RedisLink,
+    redis: Option<RedisLink>,
     registry: Registry,
     fatal: FatalSender,
     acknowledged: Arc<AcknowledgedPositions>,
     credit: Arc<Semaphore>,
     generation: Arc<Mutex<String>>,
+}
+
+impl Shared {
+    fn redis(&self) -> anyhow::Result<&RedisLink> {
+        self.redis.as_ref().context("`redis.url` is not set")
+    }
 }
 
 pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::Result<Node> {
@@ -69,14 +82,27 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     if roles.is_empty() {
         bail!("a node needs at least one role");
     }
+    // First of all: a taken address is the likeliest reason not to start.
+    let http = service::bind("HTTP", config.node.http, "--http").await?;
+    let grpc = service::bind("gRPC", config.node.grpc, "--grpc").await?;
     std::fs::create_dir_all(&config.node.data_dir).with_context(|| {
         format!("cannot make the data folder {}", config.node.data_dir.display())
     })?;
     let embedded_redis = embed_redis(&mut config, &roles)?;
     let embedded_kafka = embed_kafka(&mut config, &roles)?;
     let config = Arc::new(config);
-    let redis = RedisLink::new(&config.redis.url).context("`redis.url`")?;
-    let generation = introduce(&redis, &config).await?;
+    let keys = Keys::new(&config.node.namespace);
+    // A generator of its own needs none.
+    let redis = match config.redis.url.as_str() {
+        "" => None,
+        url => Some(RedisLink::new(url).context("`redis.url`")?),
+    };
+    let generation = match &redis {
+        Some(redis) => queue::generation(redis, &keys)
+            .await
+            .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?,
+        None => String::new(),
+    };
     if embedded_kafka.is_none()
         && config.kafka.create_topics
         && !(roles.len() == 1 && roles.contains(&Role::Store))
@@ -118,7 +144,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     };
 
     let view = NodeView {
-        keys: Keys::new(&config.node.namespace),
+        keys,
         config: config.clone(),
         roles,
         redis,
@@ -130,9 +156,9 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         embedded_broker: embedded_kafka.is_some(),
         started_at,
     };
-    let (http, http_server) = service::http(view.clone(), config.node.http).await?;
-    let (grpc, grpc_server) =
-        service::grpc(view.clone(), UploadEndpoint(upload), config.node.grpc).await?;
+    let (http_address, grpc_address) = (http.local_addr()?, grpc.local_addr()?);
+    let http_server = service::http(view.clone(), http);
+    let grpc_server = service::grpc(view.clone(), UploadEndpoint(upload), grpc).await?;
     let upkeep = tokio::task::spawn_local(async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -141,8 +167,8 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     });
     Ok(Node {
         view,
-        http,
-        grpc,
+        http: http_address,
+        grpc: grpc_address,
         fatal: fatal_reports,
         accumulator,
         credit: shared.credit,
@@ -161,8 +187,10 @@ fn embed_redis(
     if !config.redis.url.is_empty() {
         return Ok(None);
     }
-    let meets_others = !(roles.contains(&Role::Process) && roles.contains(&Role::Store));
-    if meets_others && roles.iter().any(|r| *r != Role::Generate) {
+    if roles.iter().all(|r| *r == Role::Generate) {
+        return Ok(None);
+    }
+    if !(roles.contains(&Role::Process) && roles.contains(&Role::Store)) {
         bail!(
             "`redis.url` is not set: roles in several processes meet in one Redis, so all of them must name it \
              (MILLSTREAM__REDIS__URL=redis://host:6379)"
@@ -192,20 +220,9 @@ fn embed_kafka(
     Ok(Some(kafka))
 }
 
-/// Redis answers, and has a generation: a key whose absence will say that it lost everything.
-async fn introduce(redis: &RedisLink, config: &Config) -> anyhow::Result<String> {
-    let mut connection = redis
-        .manager()
-        .await
-        .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?;
-    let key = Keys::new(&config.node.namespace).generation();
-    let fresh = Uuid::now_v7().to_string();
-    let () = redis::cmd("SET").arg(&key).arg(fresh).arg("NX").query_async(&mut connection).await?;
-    Ok(redis::cmd("GET").arg(&key).query_async(&mut connection).await?)
-}
-
 fn start_store(shared: &Shared) -> anyhow::Result<Arc<WriterThread>> {
-    let Shared { config, redis, registry, fatal, .. } = shared;
+    let Shared { config, registry, fatal, .. } = shared;
+    let redis = shared.redis()?;
     let (server, writer) = (Link::default(), Link::default());
     let thread = Arc::new(WriterThread::start(WriterThreadParts {
         database: DatabaseOptions::of(config),
@@ -231,7 +248,8 @@ fn start_process(
     python: Arc<PythonStatus>,
     ephemeral: Option<String>,
 ) -> anyhow::Result<Arc<PollThread>> {
-    let Shared { config, redis, registry, .. } = shared;
+    let Shared { config, registry, .. } = shared;
+    let redis = shared.redis()?;
     let (ingest, queue, supervisor, semaphore) = (
         Link::default(),
         Link::default(),
@@ -321,6 +339,8 @@ fn start_generator(
         config: shared.config.clone(),
         gate: embedded.then(|| Arc::new(EmbeddedGate::new(shared.acknowledged.clone()))),
         keep_ids: options.keep_ids,
+        count: None,
+        hold: options.hold_generator,
     };
     let tasks = GeneratorTasks::start(&parts)?;
     let adopted = tasks.clone();

@@ -20,6 +20,19 @@ pub use connection::{RedisLink, blocking_connection};
 /// The consumer group of the `store` role on the queue and on the reads.
 pub const STORE_GROUP: &str = "store";
 
+/// Redis' generation: a key that is made at set-up and whose absence says that Redis lost
+/// everything. Makes it when it is not there.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn generation(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<String> {
+    let mut connection = redis.manager().await?;
+    let fresh = uuid::Uuid::now_v7().to_string();
+    let key = keys.generation();
+    let () = redis::cmd("SET").arg(&key).arg(fresh).arg("NX").query_async(&mut connection).await?;
+    redis::cmd("GET").arg(&key).query_async(&mut connection).await
+}
+
 /// Names of the keys of one namespace.
 #[derive(Debug, Clone)]
 pub struct Keys {

@@ -11,9 +11,7 @@ use crate::{
         upload_service_server::UploadServiceServer,
     },
 };
-use anyhow::Context;
 use futures::stream::{self, BoxStream, StreamExt};
-use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
@@ -57,19 +55,15 @@ impl AdminService for Admin {
     }
 }
 
-/// Starts serving; gives the address that was bound.
+/// Starts serving on a bound listener.
 ///
 /// # Errors
-/// When the address is taken; the message says how to choose another.
+/// When the descriptors for reflection cannot be read, which is a defect of the build.
 pub async fn serve(
     view: NodeView,
     uploads: UploadEndpoint,
-    address: SocketAddr,
-) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("the gRPC address {address} is taken: choose another with --grpc")
-    })?;
-    let bound = listener.local_addr()?;
+    listener: TcpListener,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<UploadServiceServer<UploadEndpoint>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -82,10 +76,9 @@ pub async fn serve(
         .add_service(UploadServiceServer::new(uploads))
         .add_service(FeatureServiceServer::new(Reads(view.clone())))
         .add_service(AdminServiceServer::new(Admin(view)));
-    let serving = tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         if let Err(error) = server.serve_with_incoming(TcpIncoming::from(listener)).await {
             tracing::error!(%error, "the gRPC server ended");
         }
-    });
-    Ok((bound, serving))
+    }))
 }

@@ -6,16 +6,15 @@ use crate::{
     report::Report,
     telemetry,
 };
-use anyhow::Context;
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
     http::{StatusCode, header},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// The content type of an Arrow IPC stream.
@@ -32,7 +31,7 @@ pub struct QueryBody {
 }
 
 /// Parameters of `POST /api/verify`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct VerifyParameters {
     /// All batches, not only those since the last clean audit.
@@ -41,26 +40,12 @@ struct VerifyParameters {
     wait: u64,
 }
 
-impl Default for VerifyParameters {
-    fn default() -> Self {
-        Self { full: false, wait: 0 }
-    }
-}
-
-/// Starts serving; gives the address that was bound.
-///
-/// # Errors
-/// When the address is taken; the message says how to choose another.
-pub async fn serve(
-    view: NodeView,
-    address: SocketAddr,
-) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("the HTTP address {address} is taken: choose another with --http")
-    })?;
-    let bound = listener.local_addr()?;
+/// Starts serving on a bound listener.
+#[must_use]
+pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<()> {
     let router = Router::new()
-        .route("/", get(page))
+        .route("/", get(|| async { file("index.html") }))
+        .route("/{file}", get(|Path(name): Path<String>| async move { file(&name) }))
         .route("/metrics", get(|| async { metrics(None) }))
         .route(
             "/metrics/{stage}",
@@ -75,16 +60,30 @@ pub async fn serve(
         .route("/api/query", post(query))
         .route("/api/verify", post(verify))
         .with_state(view);
-    let server = tokio::spawn(async move {
+    tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the HTTP server ended");
         }
-    });
-    Ok((bound, server))
+    })
 }
 
-async fn page() -> Html<&'static str> {
-    Html(include_str!("../../web/index.html"))
+/// The page's files, in the binary.
+#[derive(rust_embed::Embed)]
+#[folder = "web/"]
+struct Web;
+
+fn file(name: &str) -> Response {
+    let Some(file) = Web::get(name) else {
+        return (StatusCode::NOT_FOUND, "not found\n").into_response();
+    };
+    let kind = match name.rsplit('.').next() {
+        Some("html") => "text/html; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        _ => "image/svg+xml",
+    };
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
+    (headers, file.data.into_owned()).into_response()
 }
 
 fn metrics(stage: Option<&str>) -> Response {

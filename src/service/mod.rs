@@ -5,3 +5,17 @@ mod http;
 
 pub use grpc::serve as grpc;
 pub use http::{QueryBody, serve as http};
+
+use anyhow::Context;
+use std::net::SocketAddr;
+use tokio::net::TcpListener;
+
+/// Binds an address.
+///
+/// # Errors
+/// When it is taken; the message names the flag that chooses another.
+pub async fn bind(what: &str, address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("the {what} address {address} cannot be used: choose another with {flag}")
+    })
+}

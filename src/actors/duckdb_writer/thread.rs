@@ -1,4 +1,4 @@
-//! The threads that touch DuckDB: one writes, one reads.
+//! The threads that touch DuckDB: one writes, the others read.
 
 use super::METER;
 use crate::{
@@ -24,10 +24,15 @@ use tokio::sync::oneshot;
 
 /// Entries that one transaction takes at most.
 const GROUP_ENTRIES: usize = 64;
+/// Reading threads: a long audit must not hold up a short question.
+const READERS: usize = 2;
 /// How long one query of a client may take.
 const QUERY_DEADLINE: Duration = Duration::from_secs(20);
 /// How often the thread looks up from an empty queue.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// The books, and the newest value of every feature with the name of its source.
+pub type Audited = (Audit, Vec<(String, NewestValue)>);
 
 /// Something to read.
 #[derive(Debug)]
@@ -44,7 +49,7 @@ pub enum ReadJob {
         /// All batches, not only those since the last clean audit.
         full: bool,
         /// The books, and the newest value of every feature with its source.
-        done: oneshot::Sender<Result<(Audit, Vec<(String, NewestValue)>), StoreError>>,
+        done: oneshot::Sender<Result<Audited, StoreError>>,
     },
 }
 
@@ -62,7 +67,7 @@ pub struct WriterThreadParts {
 }
 
 enum Job {
-    Entry(QueueEntry),
+    Entry(Box<QueueEntry>),
     Audited(i64),
     Stop,
 }
@@ -72,7 +77,7 @@ enum Job {
 pub struct WriterThread {
     jobs: Sender<Job>,
     reads: Sender<ReadJob>,
-    joins: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    writing: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl WriterThread {
@@ -97,11 +102,19 @@ impl WriterThread {
             file: file.display().to_string(),
             reason: e.to_string(),
         };
-        let audited = jobs.clone();
-        let readers = std::thread::Builder::new()
-            .name("duckdb-reader".into())
-            .spawn(move || read_loop(&reading, &to_read, &audited))
-            .map_err(open_error)?;
+        let mut reader = Some(reading);
+        for number in 0..READERS {
+            let connection = match reader.take() {
+                Some(connection) => connection,
+                None => writer.database().reader()?,
+            };
+            let (to_read, audited) = (to_read.clone(), jobs.clone());
+            // They end when the last sender of reads is gone; nothing waits for them.
+            std::thread::Builder::new()
+                .name(format!("duckdb-reader-{number}"))
+                .spawn(move || read_loop(&connection, &to_read, &audited))
+                .map_err(open_error)?;
+        }
         let fatal = parts.fatal.clone();
         let writing = std::thread::Builder::new()
             .name("duckdb-writer".into())
@@ -112,13 +125,13 @@ impl WriterThread {
                 }
             })
             .map_err(open_error)?;
-        Ok(Self { jobs, reads, joins: Mutex::new(vec![writing, readers]) })
+        Ok(Self { jobs, reads, writing: Mutex::new(Some(writing)) })
     }
 
     /// Has an entry written. Its answer goes to the RedisQueue's serving side.
     pub fn write(&self, entry: QueueEntry) {
         // A thread that ended has said why; the entry is dropped and stays pending.
-        let _ = self.jobs.send(Job::Entry(entry));
+        let _ = self.jobs.send(Job::Entry(Box::new(entry)));
     }
 
     /// Has something read.
@@ -131,9 +144,8 @@ impl WriterThread {
     pub fn stop(&self) {
         // An error means that it ended already.
         let _ = self.jobs.send(Job::Stop);
-        let joins = std::mem::take(&mut *self.joins.lock().unwrap_or_else(PoisonError::into_inner));
-        // The reader ends when the last of its senders is gone; only the writer is waited for.
-        if let Some(writing) = joins.into_iter().next()
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writing) = writing
             && writing.join().is_err()
         {
             tracing::error!("the DuckDB writer thread panicked");
@@ -189,6 +201,15 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// A write; anything else comes back.
+    fn of(entry: QueueEntry) -> Result<Self, Box<QueueEntry>> {
+        let QueueEntry { id, reply_to, round, request, duty } = entry;
+        match request {
+            QueueRequest::Write(write) => Ok(Self { id, reply_to, round, write, duty }),
+            request => Err(Box::new(QueueEntry { id, reply_to, round, request, duty })),
+        }
+    }
+
     fn decided(self, reply: QueueReply) -> Decided {
         let Self { id, reply_to, round, duty, .. } = self;
         Decided { id, reply_to, round, reply, duty }
@@ -222,7 +243,7 @@ impl Writing {
                         return;
                     }
                     Job::Audited(to) => self.writer.note_audit(to).map(|()| None),
-                    Job::Entry(entry) => self.entry(entry),
+                    Job::Entry(entry) => self.entry(*entry),
                 };
                 match step {
                     Ok(next) => after = next,
@@ -275,29 +296,30 @@ impl Writing {
         let mut group = vec![first];
         let mut after = None;
         while rows < self.parts.group_rows && group.len() < GROUP_ENTRIES {
-            match self.jobs.try_recv() {
-                Ok(Job::Entry(QueueEntry {
-                    id,
-                    reply_to,
-                    round,
-                    request: QueueRequest::Write(write),
-                    duty,
-                })) => {
-                    let waiting = Waiting { id, reply_to, round, write, duty };
-                    rows += rows_of(&waiting);
-                    group.push(waiting);
-                }
+            let entry = match self.jobs.try_recv() {
+                Ok(Job::Entry(entry)) => *entry,
                 Ok(other) => {
                     after = Some(other);
                     break;
                 }
                 Err(_) => break,
+            };
+            match Waiting::of(entry) {
+                Ok(waiting) => {
+                    rows += rows_of(&waiting);
+                    group.push(waiting);
+                }
+                Err(other) => {
+                    after = Some(Job::Entry(other));
+                    break;
+                }
             }
         }
         METER.received(events(&group));
         METER.queue_depth(self.jobs.len());
         let decided = self.apply(group)?;
         METER.worked(started);
+        metrics::gauge!(m::DUCKDB_FILE).set(self.writer.database().file_bytes() as f64);
         self.answer(decided);
         Ok(after)
     }

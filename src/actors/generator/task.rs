@@ -35,6 +35,10 @@ pub struct GeneratorParts {
     pub gate: Option<Arc<EmbeddedGate>>,
     /// Keep every id, for a verdict.
     pub keep_ids: bool,
+    /// End by itself after so many events over all tasks.
+    pub count: Option<u64>,
+    /// Make nothing until [`GeneratorTasks::release`].
+    pub hold: bool,
 }
 
 /// The running tasks.
@@ -42,6 +46,7 @@ pub struct GeneratorParts {
 pub struct GeneratorTasks {
     tally: Arc<Tally>,
     stop: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
     failed: Arc<AtomicBool>,
     streams: Vec<Builtin>,
     config: Arc<Config>,
@@ -70,6 +75,7 @@ impl GeneratorTasks {
         let n = usize::from(config.generator.tasks);
         let tally = Arc::new(Tally::new(n, parts.keep_ids));
         let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let held = Arc::new(AtomicBool::new(parts.hold));
         // Runs with the same seed must not make the same ids.
         let run = EventId::run_tag(config.generator.seed, rand::random());
         let (mut joins, mut streams) = (Vec::with_capacity(n), Vec::with_capacity(n));
@@ -82,9 +88,14 @@ impl GeneratorTasks {
                 run,
                 maker: EventMaker::new(stream, config.generator.seed, &config.generator.mix),
                 rate: config.generator.rate / n as f64,
+                limit: parts.count.map(|count| {
+                    let (each, rest) = (count / n as u64, count % n as u64);
+                    each + u64::from((number as u64) < rest)
+                }),
                 gate: parts.gate.clone(),
                 tally: tally.clone(),
                 stop: stop.clone(),
+                held: held.clone(),
             };
             let producer = task.producer(config)?;
             let failed = failed.clone();
@@ -97,7 +108,7 @@ impl GeneratorTasks {
             })?);
         }
         let config = config.clone();
-        Ok(Arc::new(Self { tally, stop, failed, streams, config, joins: Mutex::new(joins) }))
+        Ok(Arc::new(Self { tally, stop, held, failed, streams, config, joins: Mutex::new(joins) }))
     }
 
     /// What was sent.
@@ -117,6 +128,18 @@ impl GeneratorTasks {
     pub fn maker(&self, task: usize) -> EventMaker {
         let generator = &self.config.generator;
         EventMaker::new(self.streams[task], generator.seed, &generator.mix)
+    }
+
+    /// Lets held tasks begin.
+    pub fn release(&self) {
+        self.held.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether every task has ended by itself.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let joins = self.joins.lock().unwrap_or_else(PoisonError::into_inner);
+        joins.iter().all(std::thread::JoinHandle::is_finished)
     }
 
     /// Makes no more events and waits for the broker's last acknowledgements. Blocks.
@@ -172,9 +195,12 @@ struct Task {
     maker: EventMaker,
     /// Events a second; 0: flat out.
     rate: f64,
+    /// Events to make; `None`: until it is stopped.
+    limit: Option<u64>,
     gate: Option<Arc<EmbeddedGate>>,
     tally: Arc<Tally>,
     stop: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
 }
 
 impl Task {
@@ -192,9 +218,13 @@ impl Task {
     }
 
     fn run(&self, producer: &ThreadedProducer<Delivery>) -> anyhow::Result<()> {
+        while self.held.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let start = Instant::now();
         let mut seq = 0u64;
-        while !self.stop.load(Ordering::Relaxed) {
+        let limit = self.limit.unwrap_or(u64::MAX);
+        while seq < limit && !self.stop.load(Ordering::Relaxed) {
             if self.gate.as_ref().is_some_and(|gate| gate.is_full()) {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
@@ -208,7 +238,7 @@ impl Task {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;
             }
-            for _ in 0..BURST.min(due - seq) {
+            for _ in 0..BURST.min(due.min(limit) - seq) {
                 self.make(producer, seq)?;
                 seq += 1;
             }

@@ -35,6 +35,9 @@ const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 /// A script that cannot be loaded is tried again after so long; its file may have been mended.
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 
+/// While another stream waits for a permit, how long a worker keeps its own.
+const TURN: Duration = Duration::from_secs(1);
+
 /// The workers of this node, for the status page.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct WorkerStatus {
@@ -67,6 +70,7 @@ struct Idle {
     number: u64,
     worker: Worker,
     since: Instant,
+    hired_at: Instant,
 }
 
 /// One stream's scripts, batches and workers.
@@ -78,6 +82,23 @@ struct Lane {
     wanted: usize,
     busy: usize,
     retry_at: Option<Instant>,
+}
+
+impl Lane {
+    /// Workers that live.
+    fn live(&self) -> usize {
+        self.idle.len() + self.busy
+    }
+
+    /// Whether it has, or may soon have, something to run.
+    fn is_active(&self) -> bool {
+        self.live() > 0 || !self.queue.is_empty()
+    }
+
+    /// Whether it waits for its first worker.
+    fn is_starving(&self) -> bool {
+        self.wanted > 0 && self.live() == 0 && !self.queue.is_empty()
+    }
 }
 
 /// See the module.
@@ -154,12 +175,12 @@ impl PythonWorkerSupervisor {
             let lane = &mut self.lanes[stream];
             let Some(batch) = lane.queue.pop_front() else { break };
             // The one that worked last: the others grow old and stop.
-            let Some(Idle { number, worker, .. }) = lane.idle.pop() else {
+            let Some(idle) = lane.idle.pop() else {
                 lane.queue.push_front(batch);
                 break;
             };
             lane.busy += 1;
-            self.run(stream, number, worker, batch, ctx);
+            self.run(stream, idle, batch, ctx);
         }
         let lane = &self.lanes[stream];
         let waits = lane.retry_at.is_some_and(|at| at > Instant::now());
@@ -242,7 +263,8 @@ impl PythonWorkerSupervisor {
         };
         lock(&self.status.workers).insert(number, status);
         let worker = Worker::new(recipe, permit);
-        self.lanes[stream].idle.push(Idle { number, worker, since: Instant::now() });
+        let now = Instant::now();
+        self.lanes[stream].idle.push(Idle { number, worker, since: now, hired_at: now });
         self.dispatch(stream, ctx);
     }
 
@@ -259,14 +281,8 @@ impl PythonWorkerSupervisor {
     }
 
     /// Runs one batch through one worker, beside everything else.
-    fn run(
-        &mut self,
-        stream: usize,
-        number: u64,
-        mut worker: Worker,
-        batch: EventBatch,
-        ctx: &mut Context<Self>,
-    ) {
+    fn run(&mut self, stream: usize, idle: Idle, batch: EventBatch, ctx: &mut Context<Self>) {
+        let Idle { number, mut worker, hired_at, .. } = idle;
         if let Some(status) = lock(&self.status.workers).get_mut(&number) {
             status.busy = true;
         }
@@ -340,12 +356,18 @@ impl PythonWorkerSupervisor {
                 None => {
                     let name = &actor.config.streams[stream].name;
                     lock(&actor.status.broken).remove(name);
-                    actor.lanes[stream].idle.push(Idle { number, worker, since: Instant::now() });
+                    let worker = Idle { number, worker, since: Instant::now(), hired_at };
+                    if actor.must_yield(stream, hired_at) {
+                        actor.dismiss(worker, ctx);
+                    } else {
+                        actor.lanes[stream].idle.push(worker);
+                    }
                     actor.dispatch(stream, ctx);
                 }
                 Some((batch, error)) => {
+                    let worker = Idle { number, worker, since: Instant::now(), hired_at };
                     actor.lanes[stream].queue.push_front(batch);
-                    actor.dismiss(Idle { number, worker, since: Instant::now() }, ctx);
+                    actor.dismiss(worker, ctx);
                     let why = match &error {
                         WorkerError::Import { traceback, .. } if !traceback.is_empty() => {
                             format!("{error}\n{traceback}")
@@ -358,6 +380,20 @@ impl PythonWorkerSupervisor {
         }));
     }
 
+    /// Whether a worker that just finished must leave its permit to a stream that has none: when
+    /// its own stream has more than a fair share, or when there are fewer permits than streams
+    /// and it had its turn.
+    fn must_yield(&self, stream: usize, hired_at: Instant) -> bool {
+        if !self.lanes.iter().any(Lane::is_starving) {
+            return false;
+        }
+        let active = self.lanes.iter().filter(|l| l.is_active()).count();
+        let fair = self.config.python.max_workers as usize / active.max(1);
+        // The finished worker is counted nowhere at this moment.
+        let live = self.lanes[stream].live() + 1;
+        live > fair.max(1) || (fair == 0 && hired_at.elapsed() >= TURN)
+    }
+
     /// Lets a worker go; its permit comes back when it was reaped.
     fn dismiss(&mut self, idle: Idle, ctx: &mut Context<Self>) {
         self.heartbeats.remove(&idle.number);
@@ -365,9 +401,12 @@ impl PythonWorkerSupervisor {
         ctx.spawn(idle.worker.stop().into_actor(self));
     }
 
-    /// Workers without work for long enough stop.
+    /// Workers without work for long enough stop; sooner when another stream wants a permit.
     fn stop_idle(&mut self, ctx: &mut Context<Self>) {
-        let after = Duration::from_secs_f64(self.config.python.idle_stop_s);
+        let mut after = Duration::from_secs_f64(self.config.python.idle_stop_s);
+        if self.lanes.iter().any(|l| l.wanted > 0) {
+            after = after.min(TURN);
+        }
         for stream in 0..self.lanes.len() {
             let idle = std::mem::take(&mut self.lanes[stream].idle);
             let (old, young): (Vec<_>, Vec<_>) =

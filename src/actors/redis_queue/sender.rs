@@ -52,6 +52,16 @@ pub struct QueueParts {
     pub generation: Arc<Mutex<String>>,
 }
 
+impl QueueParts {
+    /// Redis lost everything: makes or learns its new generation. The batches in hand are read
+    /// again, which opens their sources and so puts their tokens back.
+    async fn renew_generation(&self, keys: &Keys) -> redis::RedisResult<()> {
+        let generation = queue::generation(&self.redis, keys).await?;
+        *self.generation.lock().unwrap_or_else(PoisonError::into_inner) = generation;
+        Ok(())
+    }
+}
+
 /// See the module.
 pub struct RedisQueue {
     config: Arc<Config>,
@@ -449,6 +459,7 @@ impl Handler<FeatureBatch> for RedisQueue {
         let preparing = async move {
             let outcome = write_online(&batch, &parts, &keys, &generation).await;
             if outcome == OnlineOutcome::Generation {
+                parts.renew_generation(&keys).await?;
                 return Err(anyhow::anyhow!(
                     "Redis lost everything; the batch of {stream} is read again"
                 ));

@@ -66,10 +66,10 @@ fn the_newest_value_follows_the_version_order() {
             "INSERT INTO sources VALUES
                  (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, NULL, NULL, now());
              INSERT INTO features_table VALUES
-                 ('e', 'f', 1, '2024-01-02Z', '2024-01-01Z', NULL, now(), 1, 1, 5, 0),
-                 ('e', 'f', 2, '2024-01-02Z', '2024-01-03Z', NULL, now(), 1, 1, 4, 0),
-                 ('e', 'f', 3, '2024-01-01Z', '2024-01-09Z', NULL, now(), 1, 1, 6, 0),
-                 ('e', 'f', NULL, '2024-01-02Z', '2024-01-03Z', NULL, now(), 1, 1, 4, 1);",
+                 ('e', 'f', 1, '2024-01-02 00:00:00+00', '2024-01-01 00:00:00+00', NULL, now(), 1, 1, 5, 0),
+                 ('e', 'f', 2, '2024-01-02 00:00:00+00', '2024-01-03 00:00:00+00', NULL, now(), 1, 1, 4, 0),
+                 ('e', 'f', 3, '2024-01-01 00:00:00+00', '2024-01-09 00:00:00+00', NULL, now(), 1, 1, 6, 0),
+                 ('e', 'f', NULL, '2024-01-02 00:00:00+00', '2024-01-03 00:00:00+00', NULL, now(), 1, 1, 4, 1);",
         )
         .unwrap();
     let newest = newest_values(&connection).unwrap();

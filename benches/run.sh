@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Events a second from a real broker into DuckDB: Millstream beside a hand-written Python loop in the
+# same style (confluent-kafka, polars, duckdb), on the same topic, in the same run.
+#
+# Usage: benches/run.sh [--events N] [--rounds R] [--keep]
+#
+# Absolute figures depend on the machine and on what else it does: compare within one run.
+set -euo pipefail
+
+BENCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/common.sh
+. "$BENCH/../scripts/common.sh"
+
+EVENTS=2000000 ROUNDS=2 KEEP=no
+while (($#)); do
+  case $1 in
+    --events) EVENTS=$2 && shift ;;
+    --rounds) ROUNDS=$2 && shift ;;
+    --keep) KEEP=yes ;;
+    -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
+    *) die "unknown argument $1; see --help" ;;
+  esac
+  shift
+done
+
+PYTHON=$ROOT/.venv/bin/python
+MILLSTREAM=${CARGO_TARGET_DIR:-$ROOT/target}/release/millstream
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/millstream-bench.XXXXXX")
+cleanup() {
+  "$ROOT/scripts/kafka.sh" stop --dir "$WORK/kafka" --kill || true
+  if [[ $KEEP == yes ]]; then say "kept: $WORK"; else rm -rf "$WORK"; fi
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+say "Starting Kafka with its full compiler …"
+MILLSTREAM__KAFKA__BROKERS=$(KAFKA_OPTS=-XX:TieredStopAtLevel=4 \
+  "$ROOT/scripts/kafka.sh" start --dir "$WORK/kafka" --owner $$)
+export MILLSTREAM__KAFKA__BROKERS
+
+say "Producing $EVENTS events …"
+"$MILLSTREAM" generate --config "$BENCH/bench.toml" --count "$EVENTS" --flat-out >&2
+
+for round in $(seq "$ROUNDS"); do
+  # A group of its own: each round reads everything.
+  export MILLSTREAM__KAFKA__GROUP=bench-$round
+  say "Round $round of $ROUNDS: Millstream …"
+  "$PYTHON" "$BENCH/drain.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
+    --events "$EVENTS" --dir "$WORK/node-$round" >"$WORK/millstream-$round.json"
+  say "Round $round of $ROUNDS: the Python loop …"
+  "$PYTHON" "$BENCH/python_loop/loop.py" --brokers "$MILLSTREAM__KAFKA__BROKERS" \
+    --topic bench-feature-events --events "$EVENTS" --db "$WORK/loop-$round.duckdb" \
+    >"$WORK/loop-$round.json"
+done
+
+"$PYTHON" - "$WORK" "$ROUNDS" <<'PY'
+import json
+import sys
+from pathlib import Path
+
+work, rounds = Path(sys.argv[1]), int(sys.argv[2])
+print(f"{'':24}{'events/s':>10}{'seconds':>9}{'CPU s':>8}{'CPU µs/event':>14}{'peak MB':>9}")
+for round_ in range(1, rounds + 1):
+    ours = json.loads((work / f"millstream-{round_}.json").read_text())
+    loop = json.loads((work / f"loop-{round_}.json").read_text())
+    for name, r, peak in (
+        ("millstream", ours, "peak_rss_mb"),
+        ("python loop", loop, "max_rss_mb"),
+    ):
+        each = 1e6 * r["cpu_s"] / r["events"]
+        row = f"{r['events_per_s']:>10,.0f}{r['seconds']:>9.1f}{r['cpu_s']:>8.1f}{each:>14.1f}"
+        print(f"{f'{round_}: {name}':24}{row}{r[peak]:>9,.0f}")
+    print(f"{'':24}ratio {ours['events_per_s'] / loop['events_per_s']:.2f}")
+print("millstream: with ledger, event ids, dead letters, online store; the loop has none of these.")
+PY

@@ -1,0 +1,15 @@
+//! Integration tests: one binary, modules by guarantee, real parts everywhere — a real Kafka
+//! broker, a real redis-server, real Python, the real program as processes.
+//!
+//! A test that needs Java and Kafka's jars says so and is left out where they are missing, unless
+//! `CI=true`: then everything must be there.
+
+#![allow(clippy::unwrap_used)]
+
+mod end_to_end;
+mod exactly_once;
+mod python_workers;
+mod real_input;
+mod serving;
+mod support;
+mod telemetry;

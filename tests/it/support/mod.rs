@@ -1,0 +1,30 @@
+//! What the tests stand on: a broker, benches with folders and topics of their own, node processes.
+
+mod bench;
+mod kafka;
+mod node;
+
+pub use bench::{Bench, expected};
+pub use kafka::{Sent, broker, produce};
+pub use node::{NodeProcess, millstream, run_json};
+
+use std::time::{Duration, Instant};
+
+/// Long enough for anything here on a busy machine; a test that needs it all has failed.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Waits until `condition` gives something.
+///
+/// # Panics
+/// When it has not within [`DEADLINE`].
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < until, "waited {DEADLINE:?} for {what}");
+        // The pace of looking, not a wait for something to be over.
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
