@@ -43,7 +43,9 @@ test: build ## all the tests: Python, then Rust
 	@for folder in $(PYTHON_TESTS); do \
 	  $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done
 	@$(SAY) "test: Rust (the test programs are compiled first)"
-	@cargo test --release $(FEATURES) $(TEST_ARGS)
+	@left_out=$$(mktemp); trap 'rm -f "$$left_out"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
+	  cargo test --release $(FEATURES) $(TEST_ARGS); \
+	  if [[ -s $$left_out ]]; then $(SAY) "test: LEFT OUT for want of a component:"; sort -u "$$left_out" >&2; fi
 
 lint: setup ## formatting, clippy, ruff, shellcheck
 	@$(SAY) "lint: cargo fmt"
@@ -71,8 +73,9 @@ stack-stop: ## stop them; their data stays
 example: build ## 336,776 real flights through Kafka, checked against the file
 	@examples/flights/run.sh $(ARGS)
 
-bench: build ## events per second, beside a hand-written Python loop
+bench: build ## events per second, beside a hand-written Python loop; rows per second of a worker
 	@benches/run.sh $(ARGS)
+	@cargo bench $(FEATURES) --bench worker_rows
 
 clean: ## delete what was built, .venv and the stack's data (not the shared cache)
 	@scripts/stack.sh clean

@@ -76,7 +76,14 @@ def main() -> int:
     started = time.monotonic()
     with log.open("w") as out:
         command = [args.millstream, "run", "--roles", "process,store", "--config", args.config]
-        command += ["--data-dir", args.dir / "data", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+        command += [
+            "--data-dir",
+            args.dir / "data",
+            "--http",
+            "127.0.0.1:0",
+            "--grpc",
+            "127.0.0.1:0",
+        ]
         node = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         url = address(node, log)
@@ -92,7 +99,14 @@ def main() -> int:
                 peak, next_memory = max(peak, resident_mb(node.pid)), now + 0.25
             time.sleep(SAMPLE_S)
         last = time.monotonic()
-        verify = [args.millstream, "verify", "--json", "--full", "--http", url.removeprefix("http://")]
+        verify = [
+            args.millstream,
+            "verify",
+            "--json",
+            "--full",
+            "--http",
+            url.removeprefix("http://"),
+        ]
         verdict = json.loads(subprocess.run(verify, capture_output=True, text=True).stdout)
     finally:
         node.send_signal(signal.SIGTERM)

@@ -140,10 +140,7 @@ mod tests {
             fields.into_iter().map(|(k, v)| (k.to_owned(), Value::BulkString(v))).collect();
         map.insert("to".into(), Value::BulkString(b"list".to_vec()));
         map.insert("round".into(), Value::BulkString(b"7".to_vec()));
-        let mut entry = StreamId::default();
-        entry.id = "1-1".into();
-        entry.map = map;
-        entry
+        StreamId { id: "1-1".into(), map, ..StreamId::default() }
     }
 
     fn header(parts: usize) -> WriteHeader {

@@ -10,7 +10,7 @@ const ROWS: usize = 500;
 
 /// Values that survive CSV, NDJSON and Parquet alike.
 fn line(i: usize) -> String {
-    let value = if i % 7 == 0 { "null".to_owned() } else { format!("{}.5", i) };
+    let value = if i.is_multiple_of(7) { "null".to_owned() } else { format!("{}.5", i) };
     format!(
         r#"{{"entity_id":"e{}","feature_name":"f","value":{value},"validated_at":"2024-05-01T10:{:02}:{:02}Z"}}"#,
         i % 50,
