@@ -1,4 +1,4 @@
-//! Build steps: the gRPC code from `proto/`, and the run paths of the shared libraries.
+//! Build steps: the code from `proto/`, and the run paths of the shared libraries.
 //!
 //! The binary must run without environment variables, so the folders of `libduckdb.so` and of
 //! a libpython outside the system's folders become run paths (rpath) of everything we link.
@@ -6,11 +6,12 @@
 use std::{env, path::Path, process::Command};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = ["proto/upload.proto", "proto/features.proto", "proto/admin.proto"];
-    for proto in protos {
+    let services = ["proto/upload.proto", "proto/features.proto", "proto/admin.proto"];
+    let worker = "proto/worker.proto";
+    for proto in services.into_iter().chain([worker]) {
         println!("cargo:rerun-if-changed={proto}");
     }
-    let descriptors = protox::compile(protos, ["proto"])?;
+    let descriptors = protox::compile(services, ["proto"])?;
     tonic_prost_build::configure()
         .file_descriptor_set_path(Path::new(&env::var("OUT_DIR")?).join("millstream.bin"))
         .build_transport(true)
@@ -18,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // `compile_fds` writes no descriptor file of its own; reflection needs one.
     let bytes = prost::Message::encode_to_vec(&descriptors);
     std::fs::write(Path::new(&env::var("OUT_DIR")?).join("millstream.bin"), bytes)?;
+    // Compiled apart: what passes between a node and its workers is not for reflection to show.
+    tonic_prost_build::configure().compile_fds(protox::compile([worker], ["proto"])?)?;
 
     println!("cargo:rerun-if-env-changed=DUCKDB_LIB_DIR");
     println!("cargo:rerun-if-env-changed=PYO3_PYTHON");

@@ -38,6 +38,11 @@ pub mod proto {
     #![allow(missing_docs, clippy::all)]
     tonic::include_proto!("millstream.v1");
 
-    /// The same, for gRPC reflection.
+    /// The services, for gRPC reflection.
     pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("millstream");
+
+    /// The headers of the frames between a node and its Python workers.
+    pub mod worker {
+        tonic::include_proto!("millstream.worker.v1");
+    }
 }

@@ -22,7 +22,7 @@ pub struct Report {
     pub dead_letters: u64,
     /// Records that their script filtered.
     pub filtered: u64,
-    /// Records that are nowhere.
+    /// Records that are nowhere; for `verify`: that the ledger has and the tables have not.
     pub lost: u64,
     /// Rows or dead letters more than there should be.
     pub duplicated: u64,
@@ -32,7 +32,8 @@ pub struct Report {
     pub restarts: u64,
     /// Seconds from the start.
     pub elapsed_s: f64,
-    /// Records a second over that time.
+    /// Records a second over that time; for `verify`: those that this node has committed since its
+    /// start.
     pub events_per_s: f64,
     /// Median from the record's timestamp to durable, in milliseconds; null when nothing came.
     pub p50_ms: Option<f64>,
@@ -56,7 +57,6 @@ impl Report {
     pub fn of_audit(audit: &Audit, elapsed: Duration, registry: &Registry) -> Self {
         let totals = &audit.totals;
         let latency = telemetry::durable_latency_ms();
-        let accounted = totals.kept + totals.dead_letters + totals.filtered;
         let restarts = registry.status().values().map(|a| a.generation.saturating_sub(1)).sum();
         let events = totals.events.cast_unsigned();
         Self {
@@ -64,12 +64,13 @@ impl Report {
             landed_rows: totals.landed_rows.cast_unsigned(),
             dead_letters: totals.dead_letters.cast_unsigned(),
             filtered: totals.filtered.cast_unsigned(),
-            lost: (totals.events - accounted).max(0).cast_unsigned(),
+            lost: totals.missing.cast_unsigned(),
             duplicated: totals.duplicated.cast_unsigned(),
             kills: 0,
             restarts,
             elapsed_s: elapsed.as_secs_f64(),
-            events_per_s: events as f64 / elapsed.as_secs_f64().max(1e-9),
+            // Of this process: the ledger may be older than it.
+            events_per_s: telemetry::totals().events as f64 / elapsed.as_secs_f64().max(1e-9),
             p50_ms: latency.map(|l| l.0),
             p99_ms: latency.map(|l| l.1),
             dead_letter_reasons: BTreeMap::new(),
@@ -133,11 +134,18 @@ impl Report {
             "dead letters are exactly the malformed and future events, each with its reason";
         self.checks.push(Check::of("dead_letters_as_expected", &wrong, holds));
 
-        self.rows_by_stream = counts(
+        let rows_of = counts(
             store,
             "SELECT split_part(split_part(source, ':', 2), '/', 1), count(f.pos)
              FROM sources LEFT JOIN features_table f USING (source_no) GROUP BY ALL",
         )?;
+        let silent: Vec<String> = rows_of
+            .iter()
+            .filter(|(_, n)| **n == 0)
+            .map(|(s, _)| format!("{s} has no rows"))
+            .collect();
+        self.checks.push(Check::of("every_stream_landed", &silent, "every stream has rows"));
+        self.rows_by_stream = rows_of;
         self.ok = self.checks.iter().all(|c| c.ok);
         Ok(())
     }

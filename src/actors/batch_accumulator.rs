@@ -39,10 +39,9 @@ impl BatchAccumulator {
     }
 
     fn hand_on(&self, stream: usize, closed: Closed<SourceBatch>) {
-        let batch = EventBatch { stream, parts: closed.parts, closed_at: Instant::now() };
+        let batch = EventBatch { stream, parts: closed.parts };
         let rows = batch.rows();
         telemetry::batch_closed(closed.reason.name(), rows);
-        METER.worked(closed.opened_at);
         match self.next.deliver(batch) {
             Ok(()) => METER.sent(rows),
             // Its tickets report, and its sources are read again.
@@ -80,6 +79,7 @@ impl Handler<SourceBatch> for BatchAccumulator {
     type Result = ();
 
     fn handle(&mut self, batch: SourceBatch, ctx: &mut Self::Context) {
+        let started = Instant::now();
         METER.received(batch.rows());
         let stream = batch.stream;
         let Some(open) = self.open.get_mut(stream) else { return };
@@ -87,6 +87,7 @@ impl Handler<SourceBatch> for BatchAccumulator {
             self.hand_on(stream, closed);
         }
         self.tick(ctx);
+        METER.worked(started);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     actors::generator::Expected,
     node::{Node, NodeOptions, Role},
     report::Report,
-    store::lock::StoreLock,
+    store::{audit::Check, lock::StoreLock},
     telemetry,
 };
 use anyhow::Context;
@@ -99,7 +99,10 @@ pub async fn demo(args: DemoArgs) -> Result<(), Failure> {
     node.view.wait_caught_up(CATCH_UP).await?;
     let audit = node.view.verify(true).await?;
     let mut report = Report::of_audit(&audit, started.elapsed(), &node.view.registry);
-    let expected = expected(&node)?;
+    let (expected, failed) = expected(&node)?;
+    let failed: Vec<String> =
+        failed.then(|| "a producer task failed".to_owned()).into_iter().collect();
+    report.checks.push(Check::of("generator_sound", &failed, "every producer task ran to its end"));
     node.stop().await?;
     let store = duckdb::Connection::open(&database)
         .with_context(|| format!("cannot read {} again", database.display()))?;
@@ -110,9 +113,10 @@ pub async fn demo(args: DemoArgs) -> Result<(), Failure> {
     if report.ok { Ok(()) } else { Err(Failure::Check("not everything is as promised".into())) }
 }
 
-fn expected(node: &Node) -> anyhow::Result<Expected> {
+/// What was sent, and whether a task failed on the way.
+fn expected(node: &Node) -> anyhow::Result<(Expected, bool)> {
     let generator = node.view.generator.as_ref().context("the demo has a generator")?;
-    Ok(generator.tally().expected(|task| generator.maker(task)))
+    Ok((generator.tally().expected(|task| generator.maker(task)), generator.has_failed()))
 }
 
 /// Shows what flows until the time is over; true when interrupted.

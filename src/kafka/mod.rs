@@ -17,6 +17,9 @@ use std::{collections::HashMap, sync::Mutex, time::Duration};
 /// How long a question to the broker may take.
 pub const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Header that carries the producer's UUID, as text or as its 16 bytes.
+pub const EVENT_ID_HEADER: &str = "event_id";
+
 /// Settings that every client shares.
 #[must_use]
 pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
@@ -29,7 +32,8 @@ pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
 }
 
 /// Settings of the consumer. DuckDB decides where it reads; the group's offsets are advice for
-/// monitoring, so librdkafka must never move or reset them by itself.
+/// monitoring, so librdkafka must never move or reset them by itself: these settings win over
+/// `kafka.options`.
 #[must_use]
 pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = client_config(kafka);
@@ -47,9 +51,6 @@ pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
         .set("statistics.interval.ms", "1000")
         .set("session.timeout.ms", "10000")
         .set("topic.metadata.refresh.interval.ms", "10000");
-    for (key, value) in &kafka.options {
-        config.set(key, value);
-    }
     config
 }
 
@@ -110,6 +111,11 @@ impl AcknowledgedPositions {
                 positions.insert((topic.to_owned(), partition), next_pos);
             }
         }
+    }
+
+    /// The store said where it is, higher or lower than what was known.
+    pub fn set(&self, topic: &str, partition: i32, next_pos: i64) {
+        self.lock().insert((topic.to_owned(), partition), next_pos);
     }
 
     /// The first position that is not acknowledged, when any is known.

@@ -9,8 +9,7 @@ use crate::protocol::{
 use actix::Message;
 use std::time::Instant;
 
-/// Records of one source in positions `[from, to)`. There may be none: then only markers lay in
-/// the range, and the batch moves the position on.
+/// Records of one source in positions `[from, to)`, which may have holes.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct SourceBatch {
@@ -64,10 +63,8 @@ impl Part for SourceBatch {
 pub struct EventBatch {
     /// Index of the stream in the configuration.
     pub stream: usize,
-    /// One part a source.
+    /// A part a source, or two when it was opened again in between.
     pub parts: Vec<SourceBatch>,
-    /// When the batch was closed.
-    pub closed_at: Instant,
 }
 
 impl EventBatch {

@@ -14,10 +14,7 @@ use arrow::{
     array::RecordBatch,
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
-use std::{
-    sync::{Arc, LazyLock},
-    time::Instant,
-};
+use std::sync::{Arc, LazyLock};
 
 /// The columns in which feature rows travel to the store; it adds `available_at`, `batch_seq` and
 /// `source_no`. Times are UTC microseconds.
@@ -93,8 +90,6 @@ pub struct FeatureBatch {
     pub transform: String,
     /// The script's version.
     pub script_sha256: String,
-    /// One part a source.
+    /// Its parts, as they were read.
     pub parts: Vec<FeaturePart>,
-    /// When the script was done.
-    pub transformed_at: Instant,
 }

@@ -22,7 +22,7 @@ pub use dead_letter::{
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
 pub use records::{Credit, Record, Records};
-pub use source::{Acknowledged, OpenSource, SourceOpened};
+pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
 pub use write::{
     Applied, EntryDuty, PartHeader, PartVerdict, QueueEntry, QueueReply, QueueRequest, ReadReply,
     ReadRequest, WriteHeader, WriteRequest,

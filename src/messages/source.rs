@@ -1,12 +1,17 @@
 //! Between KafkaIngest and the RedisQueue: opening sources and acknowledged positions.
 
-use crate::protocol::source::{OpenReply, OpenRequest, Position, SourceName, Token};
+use crate::protocol::source::{OpenReply, OpenRequest, SourceName};
 use actix::Message;
 
 /// Asks the store where a source is to be read and under which token it is written.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct OpenSource(pub OpenRequest);
+
+/// A source is no longer read here: what of it still waits for its turn blocks nobody.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct CloseSource(pub SourceName);
 
 /// The store's answer to [`OpenSource`].
 #[derive(Debug, Clone, Message)]
@@ -18,16 +23,12 @@ pub struct SourceOpened {
     pub reply: OpenReply,
 }
 
-/// DuckDB holds the effect of everything before `next_pos`.
+/// A batch was acknowledged: DuckDB holds its effect.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct Acknowledged {
-    /// Which source.
+    /// Whose batch.
     pub source: SourceName,
-    /// Under which token it was written.
-    pub token: Token,
-    /// The first position that is not acknowledged.
-    pub next_pos: Position,
-    /// Record timestamps of a few acknowledged events, UTC microseconds.
+    /// Record timestamps of a few of its events, UTC microseconds, for the latency to durable.
     pub sampled_timestamps_us: Vec<i64>,
 }

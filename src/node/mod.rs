@@ -18,6 +18,7 @@ use crate::{
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     messages::{Drain, ReadReply, ReadRequest},
+    protocol::source::SourceName,
     queue::{Keys, RedisLink},
     store::audit::{Audit, Check},
     supervision::{Fatal, Link, Registry},
@@ -148,8 +149,8 @@ impl NodeView {
             for stream in &config.streams {
                 for partition in partitions_of(&consumer, &stream.topic)? {
                     list.add_partition(&stream.topic, partition);
-                    let source = format!("kafka:{}/{}/{partition}", stream.name, stream.topic);
-                    sources.insert((stream.topic.clone(), partition), source);
+                    let source = SourceName::kafka(&stream.name, &stream.topic, partition);
+                    sources.insert((stream.topic.clone(), partition), source.to_string());
                 }
             }
             let committed = consumer.committed_offsets(list, kafka::BROKER_TIMEOUT)?;
@@ -187,8 +188,7 @@ impl NodeView {
         Ok(positions)
     }
 
-    /// Waits until DuckDB has acknowledged everything that the topics hold now or will hold while
-    /// this waits.
+    /// Waits until DuckDB holds everything that the topics hold, whichever nodes read them.
     ///
     /// # Errors
     /// When that is not so within `deadline`; the message names what is behind.
@@ -196,32 +196,37 @@ impl NodeView {
         let ingest = self.ingest.clone().context("this node has no role `process`")?;
         let until = Instant::now() + deadline;
         loop {
-            let (consumer, config, acknowledged) =
-                (ingest.consumer(), self.config.clone(), self.acknowledged.clone());
-            let behind: Option<String> = tokio::task::spawn_blocking(move || {
-                for stream in &config.streams {
-                    for partition in partitions_of(&consumer, &stream.topic)? {
-                        let (low, high) = kafka::watermarks(&consumer, &stream.topic, partition)?;
-                        let at = acknowledged.get(&stream.topic, partition).unwrap_or(low);
-                        if at < high {
-                            return Ok(Some(format!(
-                                "{}/{partition} is at {at} of {high}",
-                                stream.topic
-                            )));
-                        }
+            let behind = match self.behind(&ingest).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(behind)) => behind,
+                // A store that is being started again is behind, too.
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() > until {
+                bail!("not caught up within {deadline:?}: {behind}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The first source of which DuckDB does not hold everything.
+    async fn behind(&self, ingest: &Arc<PollThread>) -> anyhow::Result<Option<String>> {
+        let positions = self.next_positions().await?;
+        let (consumer, config) = (ingest.consumer(), self.config.clone());
+        tokio::task::spawn_blocking(move || {
+            for stream in &config.streams {
+                for partition in partitions_of(&consumer, &stream.topic)? {
+                    let (low, high) = kafka::watermarks(&consumer, &stream.topic, partition)?;
+                    let source = SourceName::kafka(&stream.name, &stream.topic, partition);
+                    let at = positions.get(source.0.as_ref()).copied().unwrap_or(low);
+                    if at < high {
+                        return Ok(Some(format!("{source} is at {at} of {high}")));
                     }
                 }
-                anyhow::Ok(None)
-            })
-            .await??;
-            match behind {
-                None => return Ok(()),
-                Some(behind) if Instant::now() > until => {
-                    bail!("not caught up within {deadline:?}: {behind}")
-                }
-                Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
-        }
+            Ok(None)
+        })
+        .await?
     }
 
     async fn redis_problem(&self) -> Option<String> {

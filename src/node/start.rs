@@ -263,6 +263,7 @@ fn start_process(
         node_id: node_id.clone(),
         node_name: config.node_name(),
         ingest: ingest.clone(),
+        acknowledged: shared.acknowledged.clone(),
         generation: shared.generation.clone(),
     };
     let of = config.clone();

@@ -31,6 +31,16 @@ impl SourceName {
     }
 }
 
+impl SourceName {
+    /// Topic and partition, of a source that [`SourceName::kafka`] named.
+    #[must_use]
+    pub fn kafka_partition(&self) -> Option<(&str, i32)> {
+        let mut parts = self.0.strip_prefix("kafka:")?.split('/');
+        let (_stream, topic, partition) = (parts.next()?, parts.next()?, parts.next()?);
+        Some((topic, partition.parse().ok()?))
+    }
+}
+
 impl fmt::Display for SourceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -129,16 +139,16 @@ pub fn halt_reason(
     let OpenRequest { source, attributes, low, high, .. } = open;
     if differs(&known.cluster_id, &attributes.cluster_id) {
         return Some(format!(
-            "{source} belongs to another Kafka cluster than before ({} instead of {}): adopt it as a \
-             new source or connect to the old cluster",
+            "{source} belongs to another Kafka cluster than before ({} instead of {}): connect to the \
+             old cluster, or read the topic as a source of another stream name",
             attributes.cluster_id.as_deref().unwrap_or("?"),
             known.cluster_id.as_deref().unwrap_or("?"),
         ));
     }
     if differs(&known.topic_id, &attributes.topic_id) {
         return Some(format!(
-            "the topic of {source} was deleted and made again since position {next_pos}: adopt it as \
-             a new source to read it from its start"
+            "the topic of {source} was deleted and made again since position {next_pos}: read it from \
+             its start under another stream name"
         ));
     }
     if next_pos < *low {
@@ -174,6 +184,12 @@ mod tests {
             high,
             ephemeral: false,
         }
+    }
+
+    #[test]
+    fn a_kafka_source_tells_its_partition() {
+        assert_eq!(SourceName::kafka("s", "a.b-c", 7).kafka_partition(), Some(("a.b-c", 7)));
+        assert_eq!(SourceName("upload:x".into()).kafka_partition(), None);
     }
 
     #[test]

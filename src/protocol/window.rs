@@ -57,6 +57,12 @@ impl<B> SendWindows<B> {
         self.lanes.insert(source, Lane { token, next_send: next_pos, unanswered: 0 });
     }
 
+    /// The source is not written here for now: its parts that wait block nobody, until it is opened
+    /// again. Called whenever a part is lost, whoever reads the source next.
+    pub fn close(&mut self, source: &SourceName) {
+        self.lanes.remove(source);
+    }
+
     /// A batch is ready to be sent, as soon as it is its turn.
     pub fn push(&mut self, parts: Vec<PartRange>, batch: B) {
         self.waiting.push_back((parts, batch));
@@ -147,6 +153,21 @@ mod tests {
         windows.push(vec![part(&a, old, 7, 8), part(&b, token, 0, 4)], "both");
         assert_eq!(windows.next_sendable(), None, "positions 0 to 7 of the first are missing");
         windows.opened(a.clone(), token, 0);
+        assert_eq!(windows.next_sendable(), Some("both"));
+        assert_eq!(windows.waiting(), 0);
+    }
+
+    #[test]
+    fn a_source_that_is_not_opened_again_holds_nobody_up() {
+        let (a, b) = (SourceName::kafka("s", "t", 0), SourceName::kafka("s", "t", 1));
+        let token = Token::after(0);
+        let mut windows = SendWindows::default();
+        windows.opened(a.clone(), token, 0);
+        windows.opened(b.clone(), token, 0);
+        // The batch with positions 0 to 7 of the first source was lost on its way here.
+        windows.push(vec![part(&a, token, 7, 8), part(&b, token, 0, 4)], "both");
+        assert_eq!(windows.next_sendable(), None);
+        windows.close(&a);
         assert_eq!(windows.next_sendable(), Some("both"));
         assert_eq!(windows.waiting(), 0);
     }

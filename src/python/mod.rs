@@ -23,7 +23,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire` | frames on the socket, Arrow IPC in and out |
+//! | `wire` | frames on the socket: headers of `proto/worker.proto`, Arrow IPC in and out |
 //! | `schema` | the canonical feature rows and how a script's output is brought into it |
 //! | `script` | a script's text and its style |
 //! | `process`, `launch`, `logs` | the parent's end: requests, start and death, output lines |

@@ -121,10 +121,10 @@ impl WorkerProcess {
 
         let mut worker = Self { life, requests, replies, logs, log_tasks, in_call: false };
         let init = Init {
-            site_dirs: spec.site_dirs.clone(),
-            script_dirs: spec.script_dirs.clone(),
+            site_dirs: spec.site_dirs.iter().map(|dir| wire::path_to_bytes(dir)).collect(),
+            script_dirs: spec.script_dirs.iter().map(|dir| wire::path_to_bytes(dir)).collect(),
             lease_ms: u64::try_from(spec.lease.as_millis()).unwrap_or(u64::MAX),
-            beat,
+            beat: Some(beat),
         };
         let init =
             Frame::new(Kind::Init, &init).map_err(|error| WorkerError::Input(error.to_string()))?;
@@ -169,17 +169,18 @@ impl WorkerProcess {
         self.logs.name_script(&script.name);
         let load = Load {
             name: script.name.clone(),
-            path: script.path.clone(),
+            path: wire::path_to_bytes(&script.path),
             source: script.source.to_string(),
-            params: script.params.clone(),
+            params_json: serde_json::Value::Object(script.params.clone()).to_string(),
         };
         let body = wire::encode_schema(input_schema)
             .map_err(|error| WorkerError::Input(error.to_string()))?;
         let frame = Frame::with_body(Kind::Load, &load, body)
             .map_err(|error| WorkerError::Input(error.to_string()))?;
         let reply = self.call(frame, Kind::Loaded).await?;
-        let LoadReply { style, seconds } = self.understood(reply.header())?;
-        Ok(Loaded { style, seconds })
+        let reply: LoadReply = self.understood(reply.header())?;
+        let style = self.understood(wire::style_of(&reply))?;
+        Ok(Loaded { style, seconds: reply.seconds })
     }
 
     /// Runs the script over a batch. Its column `_row: UInt32` must count from 0.
@@ -199,6 +200,7 @@ impl WorkerProcess {
             .map_err(|error| WorkerError::Input(error.to_string()))?;
         let reply = self.call(frame, Kind::Rows).await?;
         let RowsReply { rejected, python_seconds } = self.understood(reply.header())?;
+        let rejected = rejected.into_iter().map(Rejected::from).collect::<Vec<_>>();
         let decoded = wire::decode(reply.into_body()).map_err(|error| error.to_string());
         let checked = decoded.and_then(|(_, rows)| {
             let rows = rows.ok_or("an answer without rows")?;
@@ -258,8 +260,9 @@ impl WorkerProcess {
     }
 
     fn failed(&mut self, failure: Failure) -> WorkerError {
-        let Failure { fault, kind, message, traceback } = failure;
-        self.in_call = fault == Fault::Request;
+        let fault = failure.fault();
+        let Failure { kind, message, traceback, .. } = failure;
+        self.in_call = matches!(fault, Fault::Request | Fault::Unspecified);
         match fault {
             Fault::Import => {
                 WorkerError::Import { message: format!("{kind}: {message}"), traceback }
@@ -267,6 +270,9 @@ impl WorkerProcess {
             Fault::Exception => WorkerError::Script { kind, message, traceback },
             Fault::Contract => WorkerError::Contract(message),
             Fault::Request => WorkerError::Protocol(format!("{kind}: {message}")),
+            Fault::Unspecified => {
+                WorkerError::Protocol("a failure that does not say what failed".into())
+            }
         }
     }
 

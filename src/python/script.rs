@@ -80,7 +80,7 @@ pub enum Style {
 }
 
 impl Style {
-    /// The name used in messages, metrics and between the processes.
+    /// The name used in messages and metrics, and by the Python half of a worker.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Polars => "polars",
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn styles_travel_under_their_names() {
+    fn styles_are_known_under_their_names() {
         for style in [
             Style::Polars,
             Style::RecordBatch,

@@ -1,5 +1,6 @@
 //! The interpreter of a worker: one script at a time, and batches through it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,8 +17,9 @@ use super::context::Context;
 use super::events::{self, Events};
 use super::schema;
 use super::script::Style;
-use super::wire::{Failure, Fault, Init, Load, LoadReply, Rejected};
+use super::wire::{self, Failure, Fault, Init, Load, LoadReply, Rejected};
 use super::worker::Channel;
+use crate::proto::worker as headers;
 
 /// Why a row is rejected when the script raised for it.
 const REASON_EXCEPTION: &str = "exception";
@@ -44,15 +46,15 @@ struct Loaded {
 impl Session {
     /// Starts the interpreter and sets up its path.
     pub fn start(init: &Init, channel: Arc<Channel>) -> Result<Self, Failure> {
+        let paths = |dirs: &[Vec<u8>]| -> Vec<PathBuf> {
+            dirs.iter().map(|dir| wire::path_from_bytes(dir).to_owned()).collect()
+        };
+        let dirs = (paths(&init.site_dirs), paths(&init.script_dirs));
         Python::attach(|py| {
             let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
             let bootstrap =
                 PyModule::from_code(py, text, c"<millstream worker>", c"_millstream_worker")
-                    .and_then(|module| {
-                        module
-                            .call_method1("prepare", (&init.site_dirs, &init.script_dirs))
-                            .map(|_| module)
-                    })
+                    .and_then(|module| module.call_method1("prepare", dirs).map(|_| module))
                     .map_err(|error| failure(Fault::Request, "Startup", error.to_string()))?;
             Ok(Self { bootstrap: bootstrap.unbind(), channel, script: None })
         })
@@ -63,25 +65,26 @@ impl Session {
         let began = Instant::now();
         Python::attach(|py| {
             self.finish(py);
-            let loaded = self
-                .load_script(py, load)
-                .map_err(|error| Failure { fault: Fault::Import, ..self.describe(py, &error) })?;
+            let loaded = self.load_script(py, load).map_err(|error| Failure {
+                fault: Fault::Import.into(),
+                ..self.describe(py, &error)
+            })?;
             let style = loaded.style;
             if matches!(style, Style::Rows | Style::Event) {
                 events::supported(input).map_err(|why| failure(Fault::Import, "TypeError", why))?;
             }
             self.script = Some(loaded);
             self.flush(py);
+            let style = headers::Style::from(style).into();
             Ok(LoadReply { style, seconds: began.elapsed().as_secs_f64() })
         })
     }
 
     fn load_script(&self, py: Python<'_>, load: &Load) -> PyResult<Loaded> {
         let bootstrap = self.bootstrap.bind(py);
-        let params = serde_json::Value::Object(load.params.clone()).to_string();
-        let params = py.import("json")?.call_method1("loads", (params,))?.cast_into()?;
+        let params = py.import("json")?.call_method1("loads", (&load.params_json,))?.cast_into()?;
         let context = Py::new(py, Context::new(params.unbind(), Arc::clone(&self.channel)))?;
-        let path = load.path.to_string_lossy();
+        let path = wire::path_from_bytes(&load.path).to_string_lossy();
         let (transform, style, takes_ctx, teardown): (Py<PyAny>, String, bool, Py<PyAny>) =
             bootstrap
                 .call_method1("load", (&load.name, path, &load.source, &context))?
@@ -240,7 +243,7 @@ impl Session {
         let fault = if refused { Fault::Contract } else { Fault::Exception };
         match told.as_deref() {
             Ok([kind, message, traceback]) => Failure {
-                fault,
+                fault: fault.into(),
                 kind: kind.clone(),
                 message: message.clone(),
                 traceback: traceback.clone(),
@@ -273,5 +276,5 @@ fn refused(Refusal(why): Refusal) -> Failure {
 
 /// A failure without a traceback.
 pub(super) fn failure(fault: Fault, kind: &str, message: String) -> Failure {
-    Failure { fault, kind: kind.to_owned(), message, traceback: String::new() }
+    Failure { fault: fault.into(), kind: kind.to_owned(), message, traceback: String::new() }
 }

@@ -1,12 +1,15 @@
 //! Frames between a node and its Python workers.
 //!
-//! A frame is `kind: u8`, `header length: u32 LE`, `body length: u64 LE`, then the header (JSON)
-//! and the body (an Arrow IPC stream, empty where there is no batch). It travels on a Unix stream
-//! socket of its own, never on standard input or output, which belong to the script. The parent
-//! reads and writes it asynchronously, the worker with plain blocking calls.
+//! A frame is `kind: u8`, `header length: u32 LE`, `body length: u64 LE`, then the header (a
+//! message of `proto/worker.proto`, empty where the kind has none) and the body (an Arrow IPC
+//! stream, empty where there is no batch). It travels on a Unix stream socket of its own, never on
+//! standard input or output, which belong to the script. The parent reads and writes it
+//! asynchronously, the worker with plain blocking calls.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
@@ -14,11 +17,13 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 use arrow::record_batch::RecordBatch;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::script::Style;
+use crate::proto::worker as headers;
+pub(super) use crate::proto::worker::{
+    Beat, Failure, Fault, Init, Load, LoadReply, LogLine, RowsReply,
+};
 
 /// Largest header: room for a traceback for every row of the largest batch.
 const MAX_HEADER_BYTES: usize = 256 << 20;
@@ -71,49 +76,8 @@ impl Kind {
     }
 }
 
-/// What a worker needs before its interpreter starts.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Init {
-    pub site_dirs: Vec<PathBuf>,
-    pub script_dirs: Vec<PathBuf>,
-    pub lease_ms: u64,
-    pub beat: Beat,
-}
-
-/// A sign of life: the moment for which it speaks, in milliseconds of the machine's boot clock.
-///
-/// The moment travels along so that a beat which waited in a buffer (the worker was stopped, or
-/// busy reading a batch) does not prolong the lease.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Beat {
-    pub at_boot_ms: u64,
-}
-
-/// A script to load.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Load {
-    pub name: String,
-    pub path: PathBuf,
-    pub source: String,
-    pub params: serde_json::Map<String, serde_json::Value>,
-}
-
-/// A script is loaded.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct LoadReply {
-    pub style: Style,
-    pub seconds: f64,
-}
-
-/// A batch is transformed.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct RowsReply {
-    pub rejected: Vec<Rejected>,
-    pub python_seconds: f64,
-}
-
 /// One event that the script could not or would not turn into features.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     /// Its `_row` in the batch that was sent.
     pub row: u32,
@@ -125,34 +89,54 @@ pub struct Rejected {
     pub detail: String,
 }
 
-/// Which part of the work failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Fault {
-    /// The script does not load.
-    Import,
-    /// The script raised for the whole batch.
-    Exception,
-    /// The script's output is refused.
-    Contract,
-    /// The request made no sense to the worker.
-    Request,
+impl From<Rejected> for headers::Rejected {
+    fn from(Rejected { row, reason, detail }: Rejected) -> Self {
+        Self { row, reason, detail }
+    }
 }
 
-/// A request that failed; the worker is ready for another.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Failure {
-    pub fault: Fault,
-    pub kind: String,
-    pub message: String,
-    pub traceback: String,
+impl From<headers::Rejected> for Rejected {
+    fn from(headers::Rejected { row, reason, detail }: headers::Rejected) -> Self {
+        Self { row, reason, detail }
+    }
 }
 
-/// A line from `ctx.log`.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct LogLine {
-    pub level: String,
-    pub message: String,
+impl From<Style> for headers::Style {
+    fn from(style: Style) -> Self {
+        match style {
+            Style::Polars => Self::Polars,
+            Style::RecordBatch => Self::RecordBatch,
+            Style::Table => Self::Table,
+            Style::Pandas => Self::Pandas,
+            Style::Rows => Self::Rows,
+            Style::Event => Self::Event,
+        }
+    }
+}
+
+/// The style that a reply names.
+pub(super) fn style_of(reply: &LoadReply) -> Result<Style, WireError> {
+    Ok(match reply.style() {
+        headers::Style::Polars => Style::Polars,
+        headers::Style::RecordBatch => Style::RecordBatch,
+        headers::Style::Table => Style::Table,
+        headers::Style::Pandas => Style::Pandas,
+        headers::Style::Rows => Style::Rows,
+        headers::Style::Event => Style::Event,
+        headers::Style::Unspecified => {
+            return Err(WireError::Malformed(format!("no style has the number {}", reply.style)));
+        }
+    })
+}
+
+/// A path as it travels: the bytes that the operating system knows it by.
+pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+/// A path that travelled.
+pub(super) fn path_from_bytes(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 /// Why no frame came or went.
@@ -178,26 +162,25 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// A frame without a batch.
-    pub fn new<H: Serialize>(kind: Kind, header: &H) -> Result<Self, WireError> {
+    /// A frame without a batch; `()` is the header of the kinds that have none.
+    pub fn new<H: prost::Message>(kind: Kind, header: &H) -> Result<Self, WireError> {
         Self::with_body(kind, header, Vec::new())
     }
 
     /// A frame with Arrow IPC bytes.
-    pub fn with_body<H: Serialize>(
+    pub fn with_body<H: prost::Message>(
         kind: Kind,
         header: &H,
         body: Vec<u8>,
     ) -> Result<Self, WireError> {
-        let header =
-            serde_json::to_vec(header).map_err(|error| WireError::Malformed(error.to_string()))?;
+        let header = header.encode_to_vec();
         check_lengths(header.len() as u64, body.len() as u64)?;
         Ok(Self { kind, header, body })
     }
 
     /// The header, read as what this kind carries.
-    pub fn header<H: DeserializeOwned>(&self) -> Result<H, WireError> {
-        serde_json::from_slice(&self.header).map_err(|error| {
+    pub fn header<H: prost::Message + Default>(&self) -> Result<H, WireError> {
+        H::decode(self.header.as_slice()).map_err(|error| {
             WireError::Malformed(format!("the header of a {:?} frame: {error}", self.kind))
         })
     }
@@ -342,6 +325,7 @@ mod tests {
 
     use arrow::array::{Int32Array, StringArray};
     use arrow::datatypes::{DataType, Field};
+    use prost::Message;
 
     use super::*;
 
@@ -404,6 +388,48 @@ mod tests {
         huge.extend_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(Frame::read_from(&huge[..]), Err(WireError::Malformed(_))));
         assert!(decode(b"not arrow at all, not at all".to_vec()).is_err());
+    }
+
+    #[test]
+    fn a_header_that_is_no_message_is_malformed() {
+        let frame =
+            |header: &[u8]| Frame { kind: Kind::Failed, header: header.to_vec(), body: Vec::new() };
+        let whole = Failure { message: "why".into(), ..Failure::default() }.encode_to_vec();
+        assert!(frame(&whole).header::<Failure>().is_ok());
+        for header in [&whole[..whole.len() - 1], b"Traceback (most recent", b"\x1a\x01\xff"] {
+            assert!(
+                matches!(frame(header).header::<Failure>(), Err(WireError::Malformed(_))),
+                "{header:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_style_arrives_as_it_was_sent_and_none_is_no_style() {
+        let reply = |style: i32| LoadReply { style, seconds: 0.5 };
+        for style in [
+            Style::Polars,
+            Style::RecordBatch,
+            Style::Table,
+            Style::Pandas,
+            Style::Rows,
+            Style::Event,
+        ] {
+            let sent = reply(headers::Style::from(style).into());
+            assert_eq!(style_of(&sent).unwrap(), style);
+            assert_eq!(
+                headers::Style::from(style).as_str_name(),
+                format!("STYLE_{}", style.as_str().to_uppercase())
+            );
+        }
+        assert!(matches!(style_of(&reply(0)), Err(WireError::Malformed(_))));
+        assert!(matches!(style_of(&reply(99)), Err(WireError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_path_that_is_no_text_survives() {
+        let path = Path::new(OsStr::from_bytes(b"/srv/\xff/site-packages"));
+        assert_eq!(path_from_bytes(&path_to_bytes(path)), path);
     }
 
     #[test]

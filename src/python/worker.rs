@@ -155,7 +155,9 @@ fn transform(frame: Frame, session: Option<&Session>) -> Result<Frame, Failure> 
     let batch = batch.ok_or_else(|| malformed("a Transform frame without a batch"))?;
     let began = Instant::now();
     let (rows, rejected) = session.transform(batch)?;
-    let reply = RowsReply { rejected, python_seconds: began.elapsed().as_secs_f64() };
+    let python_seconds = began.elapsed().as_secs_f64();
+    let rejected = rejected.into_iter().map(Into::into).collect();
+    let reply = RowsReply { rejected, python_seconds };
     let body = wire::encode_batch(&rows).map_err(malformed)?;
     Frame::with_body(Kind::Rows, &reply, body).map_err(malformed)
 }
@@ -203,7 +205,10 @@ fn read_frames(socket: &UnixStream, frames: &mpsc::Sender<Frame>) {
                 Kind::Init => {
                     let init: Init = frame.header()?;
                     lease_share_ms = (init.lease_ms as f64 * LEASE_SHARE) as u64;
-                    alive_at(init.beat, lease_share_ms);
+                    let beat = init.beat.ok_or_else(|| {
+                        WireError::Malformed("an Init frame without a beat".into())
+                    })?;
+                    alive_at(beat, lease_share_ms);
                 }
                 _ => {}
             }

@@ -42,13 +42,34 @@ impl RedisLink {
     }
 }
 
-/// A connection of its own for commands that block (`XREADGROUP … BLOCK`, `BLPOP`).
+/// After an error of Redis, the same is tried again after so long.
+pub const RETRY: Duration = Duration::from_millis(200);
+
+impl RedisLink {
+    /// Like [`RedisLink::manager`], but goes on until Redis can be reached.
+    pub async fn manager_at_last(&self) -> ConnectionManager {
+        loop {
+            match self.manager().await {
+                Ok(manager) => return manager,
+                Err(error) => tracing::warn!(%error, "Redis cannot be reached; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// A connection of its own for commands that block for at most `block` (`XREADGROUP … BLOCK`,
+/// `BLPOP`). An answer that is overdue by much more means that the connection is dead, even when
+/// nobody said so.
 ///
 /// # Errors
 /// When Redis does not answer now.
-pub async fn blocking_connection(link: &RedisLink) -> Result<MultiplexedConnection, RedisError> {
+pub async fn blocking_connection(
+    link: &RedisLink,
+    block: Duration,
+) -> Result<MultiplexedConnection, RedisError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(None);
+        .set_response_timeout(Some(block + RESPONSE_TIMEOUT));
     link.client.get_multiplexed_async_connection_with_config(&config).await
 }

@@ -15,7 +15,7 @@ mod codec;
 mod connection;
 
 pub use codec::{Answer, decode_entry, decode_reply, encode_open, encode_reply, encode_write};
-pub use connection::{RedisLink, blocking_connection};
+pub use connection::{RETRY, RedisLink, blocking_connection};
 
 /// The consumer group of the `store` role on the queue and on the reads.
 pub const STORE_GROUP: &str = "store";

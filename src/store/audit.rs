@@ -46,6 +46,8 @@ pub struct Totals {
     pub filtered: i64,
     /// Feature rows.
     pub landed_rows: i64,
+    /// Events of the ledger, kept or dead, that the tables do not have.
+    pub missing: i64,
     /// Rows whose `(source_no, pos, sub)` stands more than once.
     pub duplicated: i64,
     /// Batches in the ledger.
@@ -72,7 +74,7 @@ impl Audit {
 }
 
 /// Ids, what holding means, and the question; `?1` is the batch after which is audited.
-const QUESTIONS: [(&str, &str, &str); 6] = [
+const QUESTIONS: [(&str, &str, &str); 8] = [
     (
         "ledger_contiguous",
         "per source the ledger runs from its start to next_pos without a hole",
@@ -128,6 +130,22 @@ const QUESTIONS: [(&str, &str, &str); 6] = [
          GROUP BY source_no, pos, sub HAVING count(*) > 1",
     ),
     (
+        "positions_in_range",
+        "every row and dead letter lies in the range of its ledger line",
+        "SELECT format('batch {}: position {} outside of [{}, {})', batch_seq, pos, from_pos, to_pos)
+         FROM (SELECT batch_seq, source_no, pos FROM features_table WHERE batch_seq > ?1
+               UNION ALL SELECT batch_seq, source_no, pos FROM dead_letters WHERE batch_seq > ?1) t
+         JOIN ingest_ledger l USING (batch_seq)
+         WHERE pos < from_pos OR pos >= to_pos OR t.source_no <> l.source_no",
+    ),
+    (
+        "kept_or_dead",
+        "no event is both a row and a dead letter",
+        "SELECT format('source {} position {}', source_no, pos) FROM dead_letters
+         WHERE batch_seq > ?1
+           AND (source_no, pos) IN (SELECT (source_no, pos) FROM features_table WHERE batch_seq > ?1)",
+    ),
+    (
         "dead_letters_complete",
         "every dead letter has reason, source, position and hash",
         "SELECT format('source {} position {}', source_no, pos) FROM dead_letters
@@ -140,19 +158,46 @@ const QUESTIONS: [(&str, &str, &str); 6] = [
 /// Broken rows that a check lists at most.
 const SHOWN: usize = 20;
 
-/// Audits all batches after `after_batch_seq`; the ledger itself always in full.
+/// Audits all batches after `after_batch_seq`, the ledger itself always in full, and counts what
+/// all the tables hold.
 ///
 /// # Errors
 /// [`StoreError::Statement`].
 pub fn audit(connection: &Connection, after_batch_seq: i64) -> Result<Audit, StoreError> {
-    // One snapshot for all questions: batches that land meanwhile do not count.
+    in_snapshot(connection, || {
+        Ok(Audit { checks: ask(connection, after_batch_seq)?, totals: totals(connection)? })
+    })
+}
+
+/// Only the checks, without counting all that was ever stored: what an opening can afford. Gives
+/// the last batch as well.
+///
+/// # Errors
+/// [`StoreError::Statement`].
+pub fn check(
+    connection: &Connection,
+    after_batch_seq: i64,
+) -> Result<(Vec<Check>, i64), StoreError> {
+    in_snapshot(connection, || {
+        let sql = "SELECT coalesce(max(batch_seq), 0) FROM ingest_ledger";
+        let last =
+            connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::Statement)?;
+        Ok((ask(connection, after_batch_seq)?, last))
+    })
+}
+
+/// One snapshot for all questions: batches that land meanwhile do not count.
+fn in_snapshot<T>(
+    connection: &Connection,
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     connection.execute_batch("BEGIN TRANSACTION READ ONLY").map_err(StoreError::Statement)?;
-    let result = questions(connection, after_batch_seq);
+    let result = work();
     connection.execute_batch("ROLLBACK").map_err(StoreError::Statement)?;
     result
 }
 
-fn questions(connection: &Connection, after: i64) -> Result<Audit, StoreError> {
+fn ask(connection: &Connection, after: i64) -> Result<Vec<Check>, StoreError> {
     let mut checks = Vec::with_capacity(QUESTIONS.len());
     for (id, holds, sql) in QUESTIONS {
         let sql =
@@ -164,7 +209,7 @@ fn questions(connection: &Connection, after: i64) -> Result<Audit, StoreError> {
             .map_err(StoreError::Statement)?;
         checks.push(Check::of(id, &broken, holds));
     }
-    Ok(Audit { totals: totals(connection)?, checks })
+    Ok(checks)
 }
 
 fn totals(connection: &Connection) -> Result<Totals, StoreError> {
@@ -173,6 +218,10 @@ fn totals(connection: &Connection) -> Result<Totals, StoreError> {
             "SELECT coalesce(sum(n_in), 0)::BIGINT, coalesce(sum(n_kept), 0)::BIGINT,
                     coalesce(sum(n_dead), 0)::BIGINT, coalesce(sum(n_filtered), 0)::BIGINT,
                     (SELECT count(*) FROM features_table),
+                    greatest(0, coalesce(sum(n_kept), 0)
+                        - (SELECT count(DISTINCT (source_no, pos)) FROM features_table))::BIGINT
+                    + greatest(0, coalesce(sum(n_dead), 0)
+                        - (SELECT count(DISTINCT (source_no, pos)) FROM dead_letters))::BIGINT,
                     (SELECT coalesce(sum(n - 1), 0)::BIGINT FROM
                        (SELECT count(*) AS n FROM features_table GROUP BY source_no, pos, sub)),
                     count(*), coalesce(max(batch_seq), 0)
@@ -185,9 +234,10 @@ fn totals(connection: &Connection) -> Result<Totals, StoreError> {
                     dead_letters: row.get(2)?,
                     filtered: row.get(3)?,
                     landed_rows: row.get(4)?,
-                    duplicated: row.get(5)?,
-                    batches: row.get(6)?,
-                    last_batch_seq: row.get(7)?,
+                    missing: row.get(5)?,
+                    duplicated: row.get(6)?,
+                    batches: row.get(7)?,
+                    last_batch_seq: row.get(8)?,
                 })
             },
         )

@@ -16,7 +16,8 @@ pub use link::{Link, Undelivered};
 pub use restart::{Cause, RestartPolicy};
 
 use crate::telemetry;
-use actix::{Actor, Arbiter, AsyncContext, Context};
+use actix::{Actor, AsyncContext, Context};
+use actix_rt::Arbiter;
 use restart::Restarts;
 use std::{
     collections::BTreeMap,

@@ -91,7 +91,7 @@ fn bad_records_of_every_kind_land_beside_good_ones() {
     };
     let text = |s: &str| Some(s.as_bytes().to_vec());
     let deep = format!(r#"{{"entity_id":"e","x":{}{}}}"#, "[".repeat(500), "]".repeat(500));
-    let big = format!(r#"{{"entity_id":"{}"}}"#, "x".repeat(900_000));
+    let big = good(0).replace("good0", &"x".repeat(10 << 20));
     let cases: Vec<(&str, Option<Vec<u8>>)> = vec![
         ("invalid_json", text(r#"{"entity_id":"#)),
         ("invalid_json", Some(deep.into_bytes())),
@@ -108,8 +108,7 @@ fn bad_records_of_every_kind_land_beside_good_ones() {
         ("future_timestamp", text(&good(0).replace("2024", "2224"))),
         ("invalid_timestamp", text(&good(0).replace("10:00:00Z", "10:00:00"))),
         ("not_an_object", text("[]")),
-        // Sound JSON, but cut off only at the end of 900 kB.
-        ("missing_event_timestamp", Some(big.into_bytes())),
+        ("record_too_large", Some(big.into_bytes())),
     ];
     let mut records = Vec::new();
     for (i, (_, payload)) in cases.iter().enumerate() {

@@ -11,5 +11,6 @@ mod exactly_once;
 mod python_workers;
 mod real_input;
 mod serving;
+mod supervision;
 mod support;
 mod telemetry;

@@ -1,6 +1,6 @@
 //! Real files and other producers as input.
 
-use crate::support::{Bench, broker, millstream, run_json};
+use crate::support::{Bench, broker, left_out, millstream, run_json};
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -77,7 +77,7 @@ fn kcat_works_as_a_producer() {
     let Some(brokers) = broker("real_input: kcat") else { return };
     if Command::new("kcat").arg("-V").stdout(Stdio::null()).status().is_err() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have kcat");
-        return eprintln!("real_input: kcat is not installed; left out");
+        return left_out("real_input: kcat", "needs kcat");
     }
     let bench = Bench::new(&brokers);
     bench.create_topics();

@@ -6,7 +6,7 @@ use crate::{
     messages::{Applied, EntryDuty, QueueEntry, QueueReply, QueueRequest, WriteRequest},
     store::{
         StoreError,
-        audit::{Audit, NewestValue, audit, newest_values},
+        audit::{Audit, NewestValue, audit, check, newest_values},
         database::{Database, DatabaseOptions},
         reader::{self, ReadError},
         writer::Writer,
@@ -89,12 +89,12 @@ impl WriterThread {
         let file = parts.database.file.clone();
         let writer = Writer::new(Database::open(parts.database.clone())?)?;
         let reading = writer.database().reader()?;
-        let first = audit(&reading, audited_to(&reading)?)?;
-        if let Some(broken) = first.checks.iter().find(|c| !c.ok) {
+        let (checks, last_batch_seq) = check(&reading, audited_to(&reading)?)?;
+        if let Some(broken) = checks.iter().find(|c| !c.ok) {
             return Err(StoreError::Unbalanced(format!("{}: {}", broken.id, broken.detail)));
         }
-        writer.note_audit(first.totals.last_batch_seq)?;
-        tracing::info!(file = %file.display(), batches = first.totals.batches, rows = first.totals.landed_rows, "database opened; its books balance");
+        writer.note_audit(last_batch_seq)?;
+        tracing::info!(file = %file.display(), batches = last_batch_seq, "database opened; its books balance");
 
         let (jobs, received) = crossbeam_channel::unbounded();
         let (reads, to_read) = crossbeam_channel::unbounded();

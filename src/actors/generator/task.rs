@@ -2,10 +2,9 @@
 
 use super::{gate::EmbeddedGate, tally::Tally};
 use crate::{
-    actors::kafka_ingest::EVENT_ID_HEADER,
     config::Config,
     generate::{Builtin, EventId, EventMaker},
-    kafka,
+    kafka::{self, EVENT_ID_HEADER},
 };
 use rdkafka::{
     ClientContext, Message as _,

@@ -7,7 +7,10 @@ use rdkafka::{
     error::{KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// A change of the partitions that this node owns.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub enum Rebalanced {
 pub struct IngestContext {
     /// Changes that the poll thread has not seen yet.
     pub rebalanced: Mutex<Vec<Rebalanced>>,
+    /// An asynchronous commit failed: its positions must be committed again.
+    pub commit_failed: AtomicBool,
     /// What may be committed.
     pub acknowledged: Arc<AcknowledgedPositions>,
 }
@@ -72,10 +77,12 @@ impl ConsumerContext for IngestContext {
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         match result {
             Ok(()) => metrics::counter!(m::KAFKA_COMMITTED).increment(1),
-            // The offset is advice; the next commit carries the newer position.
             Err(error) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::NoOffset) => {}
-                _ => tracing::warn!(%error, "offset commit refused; the next one carries it on"),
+                _ => {
+                    self.commit_failed.store(true, Ordering::Relaxed);
+                    tracing::warn!(%error, "offset commit refused; committing again");
+                }
             },
         }
     }

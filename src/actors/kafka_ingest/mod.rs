@@ -13,19 +13,19 @@
 //! asks the store for positions and passes answers on.
 
 mod context;
+mod hand_on;
 mod lane;
 mod poll_thread;
+mod polling;
 
-pub use poll_thread::{
-    Command, EVENT_ID_HEADER, PartitionStatus, PollThread, PollThreadParts, Wanted,
-};
+pub use poll_thread::{Command, PartitionStatus, PollThread, PollThreadParts, Wanted};
 
 use crate::{
     actors::RedisQueue,
     config::{Config, StartAt},
     kafka,
-    messages::{Acknowledged, OpenSource, SourceOpened},
-    protocol::source::{OpenRequest, SourceAttributes},
+    messages::{Acknowledged, CloseSource, OpenSource, SourceOpened},
+    protocol::source::{OpenRequest, SourceAttributes, SourceName},
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter},
 };
@@ -82,10 +82,14 @@ impl KafkaIngest {
 
 impl Asker {
     /// Blocks on the broker.
-    fn request(&self, wanted: &Wanted) -> anyhow::Result<OpenRequest> {
+    fn request(
+        &self,
+        source: SourceName,
+        topic: &str,
+        partition: i32,
+    ) -> anyhow::Result<OpenRequest> {
         let consumer = self.thread.consumer();
-        let Wanted { source, topic, partition } = wanted;
-        let (low, high) = kafka::watermarks(&consumer, topic, *partition)?;
+        let (low, high) = kafka::watermarks(&consumer, topic, partition)?;
         let attributes = match &self.ephemeral_cluster {
             Some(id) => SourceAttributes { cluster_id: Some(id.clone()), topic_id: None },
             None => SourceAttributes {
@@ -102,7 +106,7 @@ impl Asker {
             StartAt::Latest => high,
         };
         Ok(OpenRequest {
-            source: source.clone(),
+            source,
             owner: self.owner.clone(),
             attributes,
             start,
@@ -128,12 +132,21 @@ async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<Redi
     // Held until the actor ends: the next instance waits here until this one is really gone.
     let mut wanted = wanted.lock().await;
     while let Some(next) = wanted.recv().await {
+        let (source, topic, partition) = match next {
+            Wanted::Open { source, topic, partition } => (source, topic, partition),
+            Wanted::Close(source) => {
+                // Between two lives its windows are gone, and the source with them.
+                let _ = queue.deliver(CloseSource(source));
+                continue;
+            }
+        };
         let asker = asker.clone();
         let queue = queue.clone();
         // Side by side: many partitions come at once, and each costs a round trip or two.
         tokio::task::spawn_local(async move {
-            let source = next.source.clone();
-            let request = tokio::task::spawn_blocking(move || asker.request(&next)).await;
+            let named = source.clone();
+            let request =
+                tokio::task::spawn_blocking(move || asker.request(named, &topic, partition)).await;
             match request {
                 Ok(Ok(open)) => {
                     if let Err(Undelivered(_)) = queue.deliver(OpenSource(open)) {
@@ -175,6 +188,5 @@ impl Handler<Acknowledged> for KafkaIngest {
         for at in &acknowledged.sampled_timestamps_us {
             telemetry::end_to_end("durable", (now - at).max(0) as f64 / 1e6);
         }
-        self.thread.tell(Command::Acknowledged(acknowledged));
     }
 }

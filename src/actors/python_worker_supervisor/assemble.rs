@@ -22,7 +22,7 @@ use arrow::{
     datatypes::{Float64Type, TimestampMicrosecondType, UInt32Type},
     error::ArrowError,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Record timestamps that are kept of a part, for latency.
 const SAMPLES: usize = 8;
@@ -63,7 +63,10 @@ pub fn assemble(
         let slice = rows.slice(out_start, out_end - out_start);
         let mut letters = dead.next().cloned().unwrap_or_default();
         for (row, (reason, detail)) in rejected.range(row_start as u32..row_end as u32) {
-            letters.extend(transform_letter(&part, &decoded, *row, stream, reason, detail));
+            letters.push(
+                transform_letter(&part, &decoded, *row, stream, reason, detail)
+                    .ok_or_else(|| ArrowError::ComputeError(format!("row {row} has no record")))?,
+            );
         }
         letters.sort_by_key(|letter| letter.pos);
         parts.push(effect(stream, part, &decoded, slice, letters, row_end - row_start)?);
@@ -74,7 +77,6 @@ pub fn assemble(
         transform: script.name.clone(),
         script_sha256: script.sha256.clone(),
         parts,
-        transformed_at: Instant::now(),
     })
 }
 

@@ -11,6 +11,9 @@
 
 mod assemble;
 mod runner;
+mod status;
+
+pub use status::{PythonStatus, WorkerStatus};
 
 use crate::{
     actors::{RedisQueue, WorkerSemaphore, worker_semaphore::SemaphoreSlot},
@@ -21,12 +24,13 @@ use crate::{
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter, catalogue as m},
 };
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
 use runner::{Recipe, Worker};
+use status::{label_of, lock};
 use std::{
     collections::{HashMap, VecDeque},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,35 +39,14 @@ const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 /// A script that cannot be loaded is tried again after so long; its file may have been mended.
 const LOAD_RETRY: Duration = Duration::from_secs(1);
 
+/// Batches that may wait for a busy worker before a further one is asked for.
+const PILE: usize = 2;
+
+/// How soon a permit is asked for again when the WorkerSemaphore died with the question.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
 /// While another stream waits for a permit, how long a worker keeps its own.
 const TURN: Duration = Duration::from_secs(1);
-
-/// The workers of this node, for the status page.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct WorkerStatus {
-    /// Its stream.
-    pub stream: String,
-    /// The script's version.
-    pub script_sha256: String,
-    /// The process, once it runs.
-    pub pid: Option<u32>,
-    /// Whether it has a batch.
-    pub busy: bool,
-}
-
-/// Shared with the status page: workers by number, and streams that wait for their script.
-#[derive(Debug, Default)]
-pub struct PythonStatus {
-    /// Live workers.
-    pub workers: Mutex<HashMap<u64, WorkerStatus>>,
-    /// Stream → why its script does not load.
-    pub broken: Mutex<HashMap<String, String>>,
-}
-
-/// A poisoned lock only says that a holder panicked between two map operations.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A worker without a batch.
 struct Idle {
@@ -78,8 +61,8 @@ struct Lane {
     decoder: Decoder,
     queue: VecDeque<EventBatch>,
     idle: Vec<Idle>,
-    /// Workers that were asked for and have not come yet.
-    wanted: usize,
+    /// Questions for a worker that are not answered yet, oldest first.
+    wants: Vec<SpawnHandle>,
     busy: usize,
     retry_at: Option<Instant>,
 }
@@ -97,7 +80,7 @@ impl Lane {
 
     /// Whether it waits for its first worker.
     fn is_starving(&self) -> bool {
-        self.wanted > 0 && self.live() == 0 && !self.queue.is_empty()
+        self.live() == 0 && !self.queue.is_empty() && !self.wants.is_empty()
     }
 }
 
@@ -143,7 +126,7 @@ impl PythonWorkerSupervisor {
                 decoder: Decoder::new(Arc::new(stream.clone())),
                 queue: VecDeque::new(),
                 idle: Vec::new(),
-                wanted: 0,
+                wants: Vec::new(),
                 busy: 0,
                 retry_at: None,
             })
@@ -182,10 +165,19 @@ impl PythonWorkerSupervisor {
             lane.busy += 1;
             self.run(stream, idle, batch, ctx);
         }
-        let lane = &self.lanes[stream];
+        let lane = &mut self.lanes[stream];
+        if lane.queue.is_empty() {
+            // The others were faster: the questions are taken back.
+            for want in lane.wants.drain(..) {
+                ctx.cancel_future(want);
+            }
+        }
         let waits = lane.retry_at.is_some_and(|at| at > Instant::now());
         let most = self.config.python.max_workers as usize;
-        if lane.queue.len() > lane.wanted && lane.wanted + lane.busy < most && !waits {
+        // The first worker at once; a further one, which costs a start, when batches pile up.
+        let enough = if lane.live() == 0 { 0 } else { PILE };
+        let wanted = lane.wants.len();
+        if lane.queue.len() > enough + wanted && wanted + lane.live() < most && !waits {
             self.want(stream, ctx);
         }
         METER.queue_depth(self.lanes.iter().map(|l| l.queue.len()).sum());
@@ -193,34 +185,41 @@ impl PythonWorkerSupervisor {
 
     /// Asks for one more worker of a stream.
     fn want(&mut self, stream: usize, ctx: &mut Context<Self>) {
-        self.lanes[stream].wanted += 1;
         self.free_an_idle_worker_of_others(stream, ctx);
         let (reply, permit) = tokio::sync::oneshot::channel();
         if let Err(Undelivered(_)) = self.semaphore.deliver(AcquirePermit { reply }) {
             tracing::debug!("the semaphore is between two lives; asking again");
         }
-        ctx.spawn(permit.into_actor(self).map(move |permit, actor, ctx| match permit {
-            Ok(permit) => actor.hire(stream, permit, ctx),
-            // The semaphore died with the question in its hands.
-            Err(_) => {
-                actor.lanes[stream].wanted -= 1;
-                ctx.run_later(Duration::from_millis(20), move |actor, ctx| {
-                    actor.dispatch(stream, ctx)
-                });
+        let want = ctx.spawn(permit.into_actor(self).map(move |permit, actor, ctx| {
+            // Questions are answered in their order: this was the oldest.
+            if !actor.lanes[stream].wants.is_empty() {
+                actor.lanes[stream].wants.remove(0);
+            }
+            match permit {
+                Ok(permit) => actor.hire(stream, permit, ctx),
+                // The semaphore died with the question in its hands.
+                Err(_) => {
+                    ctx.run_later(ASK_AGAIN, move |actor, ctx| actor.dispatch(stream, ctx));
+                }
             }
         }));
+        self.lanes[stream].wants.push(want);
     }
 
-    /// A stream that waits for a permit must not starve behind another one's idle workers.
+    /// At the cap, an idle worker of another stream makes room: for a stream that has none at
+    /// once, for a further one only when it has been idle for a turn.
     fn free_an_idle_worker_of_others(&mut self, stream: usize, ctx: &mut Context<Self>) {
-        let live: usize = self.lanes.iter().map(|l| l.idle.len() + l.busy).sum();
+        let live: usize = self.lanes.iter().map(Lane::live).sum();
         if live < self.config.python.max_workers as usize {
             return;
         }
+        let after = if self.lanes[stream].live() == 0 { Duration::ZERO } else { TURN };
         let other = (0..self.lanes.len())
             .filter(|i| *i != stream && self.lanes[*i].queue.is_empty())
-            .find(|i| !self.lanes[*i].idle.is_empty());
-        if let Some(idle) = other.and_then(|i| self.lanes[i].idle.pop()) {
+            .find(|i| self.lanes[*i].idle.iter().any(|idle| idle.since.elapsed() >= after));
+        if let Some(lane) = other {
+            // The first is the one that has been idle longest.
+            let idle = self.lanes[lane].idle.remove(0);
             self.dismiss(idle, ctx);
         }
     }
@@ -229,7 +228,6 @@ impl PythonWorkerSupervisor {
     /// first batch.
     fn hire(&mut self, stream: usize, permit: Permit, ctx: &mut Context<Self>) {
         let config = &self.config.streams[stream];
-        self.lanes[stream].wanted -= 1;
         if self.lanes[stream].queue.is_empty() {
             // The others were faster; the permit goes back.
             return;
@@ -404,7 +402,7 @@ impl PythonWorkerSupervisor {
     /// Workers without work for long enough stop; sooner when another stream wants a permit.
     fn stop_idle(&mut self, ctx: &mut Context<Self>) {
         let mut after = Duration::from_secs_f64(self.config.python.idle_stop_s);
-        if self.lanes.iter().any(|l| l.wanted > 0) {
+        if self.lanes.iter().any(|l| !l.wants.is_empty() && !l.queue.is_empty()) {
             after = after.min(TURN);
         }
         for stream in 0..self.lanes.len() {
@@ -424,15 +422,6 @@ impl PythonWorkerSupervisor {
             self.slot.held.renewed_at(lease).is_none_or(|at| heartbeat.beat(at))
         });
     }
-}
-
-/// Reasons that scripts give themselves would make a label without bounds.
-fn label_of(reason: &str) -> &str {
-    const KNOWN: [&str; 6] =
-        ["exception", "contract", "timeout", "out_of_memory", "worker_protocol", "worker_signal"];
-    let head = reason.split(':').next().unwrap_or_default();
-    let decode = crate::decode::reasons::ALL.contains(&head);
-    if decode || KNOWN.contains(&head) { head } else { "rejected_by_script" }
 }
 
 /// A worker's process runs: its lease's renewals are to be passed on.

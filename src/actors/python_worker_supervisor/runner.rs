@@ -10,7 +10,10 @@
 use super::assemble::{Outcome, Rejections};
 use crate::{
     messages::Permit,
-    python::{Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec, schema},
+    python::{
+        ExitWatch, Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
+        schema,
+    },
     telemetry::{StageMeter, catalogue as m},
 };
 use arrow::{
@@ -49,6 +52,8 @@ pub struct Recipe {
 /// A worker with its permit.
 pub struct Worker {
     process: Option<WorkerProcess>,
+    /// Tells when the last process is reaped.
+    reaped: Option<ExitWatch>,
     permit: Option<Permit>,
     recipe: Recipe,
 }
@@ -57,7 +62,7 @@ impl Worker {
     /// A worker that will start with its first batch.
     #[must_use]
     pub fn new(recipe: Recipe, permit: Permit) -> Self {
-        Self { process: None, permit: Some(permit), recipe }
+        Self { process: None, reaped: None, permit: Some(permit), recipe }
     }
 
     /// The version that it runs.
@@ -80,26 +85,28 @@ impl Worker {
         if self.process.as_ref().is_some_and(|p| !p.is_usable()) {
             self.kill().await;
         }
-        let process = match self.process.take() {
-            Some(process) => process,
-            None => {
-                let started = Instant::now();
-                let mut process = WorkerProcess::spawn(&self.recipe.spec).await?;
-                (self.recipe.announce)(process.pid(), process.heartbeat());
-                let loading = process.load(&self.recipe.script, &self.recipe.input);
-                match tokio::time::timeout(self.recipe.deadline, loading).await {
-                    Ok(loaded) => loaded?,
-                    Err(_) => {
-                        process.kill().await;
-                        let message = format!("not loaded within {:?}", self.recipe.deadline);
-                        return Err(WorkerError::Import { message, traceback: String::new() });
-                    }
-                };
-                metrics::histogram!(m::WORKER_START).record(started.elapsed());
-                process
+        if self.process.is_none() {
+            let started = Instant::now();
+            let process = WorkerProcess::spawn(&self.recipe.spec).await?;
+            self.reaped = Some(process.exit_watch());
+            (self.recipe.announce)(process.pid(), process.heartbeat());
+            let process = self.process.insert(process);
+            let loading = process.load(&self.recipe.script, &self.recipe.input);
+            let loaded = match tokio::time::timeout(self.recipe.deadline, loading).await {
+                Ok(loaded) => loaded,
+                Err(_) => Err(WorkerError::Import {
+                    message: format!("not loaded within {:?}", self.recipe.deadline),
+                    traceback: String::new(),
+                }),
+            };
+            if let Err(error) = loaded {
+                self.kill().await;
+                return Err(error);
             }
-        };
-        Ok(self.process.insert(process))
+            metrics::histogram!(m::WORKER_START).record(started.elapsed());
+        }
+        // Set just above, or before; there is no way around.
+        self.process.as_mut().ok_or(WorkerError::Poisoned)
     }
 
     /// Asks the process to leave and gives the permit back once it was reaped.
@@ -195,18 +202,19 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Dropped alive — its supervisor was killed — the permit stays taken until the process is
-    /// reaped, or there could be one worker too many.
+    /// Dropped alive — its supervisor was killed, wherever it was just then — the permit stays
+    /// taken until the process is reaped, or there could be one worker too many.
     fn drop(&mut self) {
-        let (Some(process), Some(permit)) = (self.process.take(), self.permit.take()) else {
+        let (Some(mut reaped), Some(permit)) = (self.reaped.take(), self.permit.take()) else {
             return;
         };
-        let mut reaped = process.exit_watch();
-        drop(process);
-        std::thread::spawn(move || {
-            futures::executor::block_on(reaped.wait());
-            drop(permit);
-        });
+        self.process = None;
+        if reaped.get().is_none() {
+            std::thread::spawn(move || {
+                futures::executor::block_on(reaped.wait());
+                drop(permit);
+            });
+        }
     }
 }
 

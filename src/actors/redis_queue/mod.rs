@@ -14,6 +14,7 @@
 mod reads;
 mod sender;
 mod server;
+mod transport;
 
 pub use reads::{ask, verify_online};
 pub use sender::{QueueParts, RedisQueue};

@@ -3,14 +3,14 @@
 //! A read is an entry of the stream `{ns}:reads` with the fields `to` (the list for the answer) and
 //! `head` (JSON). Its answer is one element: a JSON header line, then the bytes.
 
-use super::server::{ensure_group, read_entries};
+use super::server::{BLOCK, ensure_group, read_entries};
 use crate::{
     actors::duckdb_writer::{ReadJob, WriterThread},
     config::{Config, StreamConfig},
     messages::{ReadReply, ReadRequest},
     online,
     protocol::version::Version,
-    queue::{self, Keys, RedisLink, STORE_GROUP},
+    queue::{self, Keys, RETRY, RedisLink, STORE_GROUP},
     store::audit::{Audit, Check, NewestValue},
 };
 use anyhow::{Context as _, bail};
@@ -18,8 +18,6 @@ use redis::aio::{ConnectionManager, MultiplexedConnection};
 use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// After an error of Redis, the same is tried again after so long.
-const RETRY: Duration = Duration::from_millis(200);
 /// Seconds that an answer waits to be fetched.
 const ANSWER_TTL_S: i64 = 120;
 /// Reads that one trip takes at most.
@@ -39,7 +37,7 @@ pub async fn ask(
 ) -> anyhow::Result<(ReadReply, Vec<u8>)> {
     let reply_to = keys.replies(&format!("read:{}", Uuid::now_v7()));
     let mut connection =
-        queue::blocking_connection(redis).await.context("Redis cannot be reached")?;
+        queue::blocking_connection(redis, deadline).await.context("Redis cannot be reached")?;
     let id: String = redis::cmd("XADD")
         .arg(keys.reads())
         .arg("*")
@@ -56,8 +54,10 @@ pub async fn ask(
         .await?;
     let Some((_, bytes)) = answer else {
         // Nobody will want the answer any more.
-        let _: redis::RedisResult<()> =
-            redis::cmd("XDEL").arg(keys.reads()).arg(id).query_async(&mut connection).await;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
+        pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
+        let _: redis::RedisResult<()> = pipeline.query_async(&mut connection).await;
         bail!("no store answered within {deadline:?}: is a node with the role `store` running?");
     };
     let end = bytes.iter().position(|b| *b == b'\n').context("the answer has no header")?;
@@ -72,7 +72,7 @@ pub(super) async fn serve(
     thread: Arc<WriterThread>,
 ) {
     loop {
-        match queue::blocking_connection(&redis).await {
+        match queue::blocking_connection(&redis, BLOCK).await {
             Ok(mut connection) => {
                 if let Err(error) = serve_on(&mut connection, &redis, &keys, &config, &thread).await
                 {

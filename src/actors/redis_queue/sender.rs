@@ -1,24 +1,25 @@
 //! The sending side.
 
+use super::transport::{listen, put_on_queue, write_online};
 use crate::{
     actors::KafkaIngest,
     config::Config,
+    kafka::AcknowledgedPositions,
     messages::{
-        Acknowledged, Credit, FeatureBatch, OpenSource, PartHeader, PartVerdict, QueueReply,
-        SourceOpened, WriteHeader,
+        Acknowledged, CloseSource, Credit, FeatureBatch, OpenSource, PartHeader, PartVerdict,
+        QueueReply, SourceOpened, WriteHeader,
     },
-    online::{self, OnlineOutcome, Promise},
     protocol::{
         source::{OpenReply, SourceName},
         ticket::Ticket,
         window::{PartRange, SendWindows},
     },
-    queue::{self, Keys, RedisLink, decode_reply, encode_open, encode_write},
+    queue::{self, Keys, RedisLink, encode_open, encode_write},
     supervision::{Link, Undelivered},
-    telemetry::{self, StageMeter, catalogue as m},
+    telemetry::StageMeter,
 };
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
-use redis::{Value, aio::ConnectionManager};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
+use redis::aio::ConnectionManager;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -26,14 +27,12 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-const METER: StageMeter = StageMeter::new("redis_queue");
+pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 
-/// After an error of Redis, the same is tried again after so long.
-const RETRY: Duration = Duration::from_millis(200);
 /// A write that is unanswered for so long is looked for on the queue.
 const LOOK_AFTER: Duration = Duration::from_secs(3);
-/// Entries that one round trip puts on the queue at most.
-const ENTRIES_A_TRIP: usize = 16;
+/// How long an unanswered open is remembered.
+const OPEN_KEPT: Duration = Duration::from_secs(120);
 /// How often an acknowledgement is offered to a KafkaIngest that is between two lives.
 const ACK_TRIES: u32 = 100;
 
@@ -48,13 +47,15 @@ pub struct QueueParts {
     pub node_name: String,
     /// Where positions and acknowledgements go.
     pub ingest: Link<KafkaIngest>,
+    /// Positions that DuckDB acknowledged; told here, so that no killed actor can lose them.
+    pub acknowledged: Arc<AcknowledgedPositions>,
     /// Redis' generation, as this node knows it.
     pub generation: Arc<Mutex<String>>,
 }
 
 impl QueueParts {
-    /// Redis lost everything: makes or learns its new generation. The batches in hand are read
-    /// again, which opens their sources and so puts their tokens back.
+    /// Redis lost everything: makes or learns its new generation. Batches that were on their way
+    /// are read again, which opens their sources and so puts their tokens back.
     async fn renew_generation(&self, keys: &Keys) -> redis::RedisResult<()> {
         let generation = queue::generation(&self.redis, keys).await?;
         *self.generation.lock().unwrap_or_else(PoisonError::into_inner) = generation;
@@ -75,7 +76,7 @@ pub struct RedisQueue {
 }
 
 /// The fields of an entry, shared by its first and any further sending.
-type SharedFields = Arc<Vec<(&'static str, Vec<u8>)>>;
+pub(super) type SharedFields = Arc<Vec<(&'static str, Vec<u8>)>>;
 
 /// A batch that is online and waits for its turn on the queue.
 #[derive(Debug)]
@@ -107,21 +108,22 @@ struct Unanswered {
     missed: bool,
 }
 
-struct ToQueue {
-    round: u64,
-    fields: SharedFields,
+/// An entry on its way to the queue.
+pub(super) struct ToQueue {
+    pub(super) round: u64,
+    pub(super) fields: SharedFields,
 }
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Queued {
-    round: u64,
-    id: String,
+pub(super) struct Queued {
+    pub(super) round: u64,
+    pub(super) id: String,
 }
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Answered(queue::Answer);
+pub(super) struct Answered(pub(super) queue::Answer);
 
 impl RedisQueue {
     /// An instance with empty windows: what an earlier one had in hand is read again.
@@ -189,27 +191,40 @@ impl RedisQueue {
         M: Message + Send + 'static,
         M::Result: Send,
     {
-        if let Err(Undelivered(message)) = self.parts.ingest.deliver(message)
-            && tries > 0
-        {
+        let Err(Undelivered(message)) = self.parts.ingest.deliver(message) else { return };
+        if tries == 0 {
+            tracing::warn!("KafkaIngest does not come back; what it was to hear is dropped");
+        } else {
             let soon = Duration::from_millis(20);
             ctx.run_later(soon, move |actor, ctx| actor.tell_ingest(message, tries - 1, ctx));
         }
+    }
+
+    /// What was read of a source under its present token no longer counts: it blocks nobody. An
+    /// open that is unanswered for very long has left the queue.
+    fn close(&mut self, source: &SourceName) {
+        self.windows.close(source);
+        self.unanswered.retain(|_, u| {
+            u.fields.is_some() || !u.sources.contains(source) || u.sent_at.elapsed() < OPEN_KEPT
+        });
+        self.pump();
     }
 
     fn settle(&mut self, part: SentPart, verdict: PartVerdict, ctx: &mut Context<Self>) {
         self.windows.answered(&part.range);
         if verdict.decision.is_ok() {
             part.ticket.settle();
+            if let Some((topic, partition)) = verdict.source.kafka_partition() {
+                self.parts.acknowledged.advance(topic, partition, verdict.next_pos);
+            }
             let acknowledged = Acknowledged {
                 source: verdict.source,
-                token: verdict.token,
-                next_pos: verdict.next_pos,
                 sampled_timestamps_us: part.sampled_timestamps_us,
             };
             self.tell_ingest(acknowledged, ACK_TRIES, ctx);
         } else {
             // The ticket is dropped unsettled, which makes the source open again.
+            self.windows.close(&verdict.source);
             tracing::warn!(
                 source = %verdict.source,
                 from = part.range.from,
@@ -272,142 +287,6 @@ impl RedisQueue {
     }
 }
 
-/// Writes a batch's critical features online; goes on until Redis has taken them.
-async fn write_online(
-    batch: &FeatureBatch,
-    parts: &QueueParts,
-    keys: &Keys,
-    generation: &str,
-) -> OnlineOutcome {
-    let started = Instant::now();
-    let mut outcome = OnlineOutcome::Written;
-    let mut connection = None;
-    for part in &batch.parts {
-        let promise = Promise { to: part.to, script_sha256: &batch.script_sha256 };
-        loop {
-            let manager = match connection.take() {
-                Some(manager) => Ok(manager),
-                None => parts.redis.manager().await,
-            };
-            let written = match manager {
-                Ok(mut manager) => {
-                    let written = online::write(
-                        &mut manager,
-                        keys,
-                        generation,
-                        &part.source,
-                        part.token,
-                        &promise,
-                        &part.online,
-                    )
-                    .await;
-                    connection = Some(manager);
-                    written
-                }
-                Err(error) => Err(error),
-            };
-            match written {
-                Ok(OnlineOutcome::Written) => {
-                    let now = chrono::Utc::now().timestamp_micros();
-                    if !part.online.is_empty() {
-                        for at in &part.sampled_timestamps_us {
-                            telemetry::end_to_end("online", (now - at).max(0) as f64 / 1e6);
-                        }
-                    }
-                    break;
-                }
-                // DuckDB will say the same of the write.
-                Ok(OnlineOutcome::Fenced) => break,
-                Ok(OnlineOutcome::Generation) => {
-                    outcome = OnlineOutcome::Generation;
-                    break;
-                }
-                Err(error) => {
-                    METER.error("redis");
-                    tracing::warn!(%error, "the online write failed; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-    metrics::histogram!(m::REDIS_WRITE).record(started.elapsed());
-    outcome
-}
-
-/// Puts entries on the queue in the order in which they come; an error holds all of them up.
-async fn put_on_queue(
-    redis: RedisLink,
-    key: String,
-    reply_to: String,
-    mut entries: mpsc::UnboundedReceiver<ToQueue>,
-    own: Addr<RedisQueue>,
-) {
-    let mut connection: Option<ConnectionManager> = None;
-    let mut trip = Vec::with_capacity(ENTRIES_A_TRIP);
-    while entries.recv_many(&mut trip, ENTRIES_A_TRIP).await > 0 {
-        let mut pipeline = redis::pipe();
-        for entry in &trip {
-            let add = pipeline.cmd("XADD").arg(&key).arg("*");
-            add.arg("to").arg(&reply_to).arg("round").arg(entry.round);
-            for (name, value) in entry.fields.iter() {
-                add.arg(*name).arg(value.as_slice());
-            }
-        }
-        let ids: Vec<String> = loop {
-            let manager = match connection.take() {
-                Some(manager) => Ok(manager),
-                None => redis.manager().await,
-            };
-            let added = match manager {
-                Ok(mut manager) => {
-                    let added = pipeline.query_async(&mut manager).await;
-                    connection = Some(manager);
-                    added
-                }
-                Err(error) => Err(error),
-            };
-            match added {
-                Ok(ids) => break ids,
-                Err(error) => {
-                    METER.error("redis");
-                    tracing::warn!(%error, "the queue does not take entries; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        };
-        for (entry, id) in trip.drain(..).zip(ids) {
-            // A full mailbox would be a defect; without the id the entry is not looked for.
-            let _ = own.try_send(Queued { round: entry.round, id });
-        }
-    }
-}
-
-/// Takes answers off this node's list until the actor ends.
-async fn listen(redis: RedisLink, key: String, own: Addr<RedisQueue>) {
-    loop {
-        match queue::blocking_connection(&redis).await {
-            Ok(mut connection) => loop {
-                let popped: redis::RedisResult<Option<(String, Value)>> =
-                    redis::cmd("BLPOP").arg(&key).arg(5).query_async(&mut connection).await;
-                match popped {
-                    Ok(None) => {}
-                    Ok(Some((_, value))) => match decode_reply(&value) {
-                        // A full mailbox would be a defect; the write is answered again as a duplicate.
-                        Ok(answer) => drop(own.try_send(Answered(answer))),
-                        Err(error) => tracing::error!(%error, "an answer cannot be read"),
-                    },
-                    Err(error) => {
-                        tracing::warn!(%error, "no answers: Redis does not answer");
-                        break;
-                    }
-                }
-            },
-            Err(error) => tracing::warn!(%error, "no answers: Redis cannot be reached"),
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
 impl Actor for RedisQueue {
     type Context = Context<Self>;
 
@@ -421,17 +300,8 @@ impl Actor for RedisQueue {
         ctx.spawn(putting.into_actor(self));
         ctx.spawn(listen(redis.clone(), replies, ctx.address()).into_actor(self));
         let redis = redis.clone();
-        let connecting = async move {
-            loop {
-                match redis.manager().await {
-                    Ok(manager) => return manager,
-                    Err(_) => tokio::time::sleep(RETRY).await,
-                }
-            }
-        };
-        ctx.spawn(
-            connecting.into_actor(self).map(|manager, actor, _| actor.commands = Some(manager)),
-        );
+        let connecting = async move { redis.manager_at_last().await };
+        ctx.spawn(connecting.into_actor(self).map(|c, actor, _| actor.commands = Some(c)));
         ctx.run_interval(Duration::from_secs(1), Self::look);
     }
 }
@@ -440,10 +310,19 @@ impl Handler<OpenSource> for RedisQueue {
     type Result = ();
 
     fn handle(&mut self, OpenSource(open): OpenSource, _: &mut Self::Context) {
+        self.close(&open.source);
         match encode_open(&open) {
             Ok(fields) => self.enqueue(Arc::new(fields), false, Vec::new(), vec![open.source]),
             Err(error) => tracing::error!(%error, "an open cannot be written"),
         }
+    }
+}
+
+impl Handler<CloseSource> for RedisQueue {
+    type Result = ();
+
+    fn handle(&mut self, CloseSource(source): CloseSource, _: &mut Self::Context) {
+        self.close(&source);
     }
 }
 
@@ -456,23 +335,32 @@ impl Handler<FeatureBatch> for RedisQueue {
         let generation = self.generation();
         let (parts, keys) = (self.parts.clone(), self.keys.clone());
         let stream = self.config.streams[batch.stream].name.clone();
+        let connection = self.commands.clone();
         let preparing = async move {
-            let outcome = write_online(&batch, &parts, &keys, &generation).await;
-            if outcome == OnlineOutcome::Generation {
-                parts.renew_generation(&keys).await?;
-                return Err(anyhow::anyhow!(
-                    "Redis lost everything; the batch of {stream} is read again"
-                ));
+            let connection = match connection {
+                Some(connection) => connection,
+                None => parts.redis.manager_at_last().await,
+            };
+            let batch = match write_online(batch, connection, &keys, &generation).await {
+                Ok(batch) => batch,
+                Err(changed) => {
+                    parts.renew_generation(&keys).await?;
+                    anyhow::bail!("{changed}; the batch of {stream} is read again")
+                }
+            };
+            if batch.parts.is_empty() {
+                return Ok(None);
             }
             let node = parts.node_name.clone();
-            tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await?
+            tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await?.map(Some)
         };
         ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
-            Ok((ranges, outgoing)) => {
+            Ok(Some((ranges, outgoing))) => {
                 METER.worked(started);
                 actor.windows.push(ranges, outgoing);
                 actor.pump();
             }
+            Ok(None) => {}
             // Its tickets were dropped with it: its sources open again.
             Err(error) => tracing::error!(error = %format!("{error:#}"), "a batch was not queued"),
         }));

@@ -6,13 +6,13 @@ use crate::{
     config::Config,
     messages::{Applied, EntryDuty, QueueEntry, QueueReply},
     protocol::source::OpenReply,
-    queue::{self, Keys, RedisLink, STORE_GROUP, decode_entry, encode_reply},
+    queue::{self, Keys, RETRY, RedisLink, STORE_GROUP, decode_entry, encode_reply},
     supervision::{Link, Undelivered},
     telemetry::{StageMeter, catalogue as m},
 };
 use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use redis::{
-    aio::{ConnectionManager, MultiplexedConnection},
+    aio::MultiplexedConnection,
     streams::{StreamId, StreamReadReply},
 };
 use std::{sync::Arc, time::Duration};
@@ -20,8 +20,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 const METER: StageMeter = StageMeter::new("redis_queue");
 
-/// After an error of Redis, the same is tried again after so long.
-const RETRY: Duration = Duration::from_millis(200);
+/// How long one look at a stream waits.
+pub(super) const BLOCK: Duration = Duration::from_millis(500);
 /// Entries in hand: read and not yet answered.
 const ENTRIES_IN_HAND: usize = 64;
 /// Entries that one read takes at most.
@@ -114,7 +114,7 @@ pub(super) async fn read_entries(
         .arg("COUNT")
         .arg(count)
         .arg("BLOCK")
-        .arg(500)
+        .arg(BLOCK.as_millis() as u64)
         .arg("STREAMS")
         .arg(stream)
         .arg(cursor)
@@ -128,7 +128,7 @@ async fn serve(redis: RedisLink, keys: Keys, writer: Link<DuckDbWriter>) {
     let room = Arc::new(Semaphore::new(ENTRIES_IN_HAND));
     let (dropped, mut was_dropped) = mpsc::unbounded_channel();
     loop {
-        match queue::blocking_connection(&redis).await {
+        match queue::blocking_connection(&redis, BLOCK).await {
             Ok(mut connection) => {
                 if let Err(error) =
                     read_on(&mut connection, &keys, &writer, &room, &dropped, &mut was_dropped)
@@ -187,7 +187,7 @@ async fn read_on(
 
 /// Writes answers, in order, until the actor ends.
 async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedReceiver<Applied>) {
-    let mut connection: Option<ConnectionManager> = None;
+    let mut connection = redis.manager_at_last().await;
     while let Some(applied) = to_answer.recv().await {
         let pipeline = match answers(&keys, applied) {
             Ok(pipeline) => pipeline,
@@ -197,25 +197,12 @@ async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedRece
             }
         };
         loop {
-            let manager = match connection.take() {
-                Some(manager) => Ok(manager),
-                None => redis.manager().await,
-            };
-            let done: redis::RedisResult<()> = match manager {
-                Ok(mut manager) => {
-                    let done = pipeline.query_async(&mut manager).await;
-                    let depth: redis::RedisResult<u64> =
-                        redis::cmd("XLEN").arg(keys.queue()).query_async(&mut manager).await;
-                    if let Ok(depth) = depth {
-                        metrics::gauge!(m::QUEUE_ENTRIES).set(depth as f64);
-                    }
-                    connection = Some(manager);
-                    done
-                }
-                Err(error) => Err(error),
-            };
+            let done: redis::RedisResult<(u64,)> = pipeline.query_async(&mut connection).await;
             match done {
-                Ok(()) => break,
+                Ok((depth,)) => {
+                    metrics::gauge!(m::QUEUE_ENTRIES).set(depth as f64);
+                    break;
+                }
                 // After FLUSHALL there is nothing to acknowledge; the sender sends again.
                 Err(error) if error.code() == Some("NOGROUP") => break,
                 Err(error) => {
@@ -232,6 +219,7 @@ async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedRece
 /// use the token, and no entry leaves unanswered.
 fn answers(keys: &Keys, applied: Applied) -> serde_json::Result<redis::Pipeline> {
     let mut pipeline = redis::pipe();
+    pipeline.atomic();
     let mut ids = Vec::with_capacity(applied.answers.len());
     for (id, reply_to, round, reply) in applied.answers {
         if let QueueReply::Opened { source, reply: OpenReply::Opened { token, .. } } = &reply {
@@ -245,5 +233,6 @@ fn answers(keys: &Keys, applied: Applied) -> serde_json::Result<redis::Pipeline>
     }
     pipeline.cmd("XACK").arg(keys.queue()).arg(STORE_GROUP).arg(&ids).ignore();
     pipeline.cmd("XDEL").arg(keys.queue()).arg(&ids).ignore();
+    pipeline.cmd("XLEN").arg(keys.queue());
     Ok(pipeline)
 }

@@ -5,7 +5,7 @@ mod kafka;
 mod node;
 
 pub use bench::{Bench, expected};
-pub use kafka::{Sent, broker, produce};
+pub use kafka::{Sent, broker, left_out, produce};
 pub use node::{NodeProcess, millstream, run_json};
 
 use std::time::{Duration, Instant};

@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::{
     fs::File,
     net::SocketAddr,
-    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
 };
@@ -26,7 +25,7 @@ pub fn run_json(command: &mut Command) -> Value {
         .unwrap_or_else(|e| panic!("{e}: {stdout}"))
 }
 
-/// A running `millstream run`. Dropping it kills its process group.
+/// A running `millstream run`. Dropping it kills it.
 pub struct NodeProcess {
     child: Child,
     /// Where it answers.
@@ -55,7 +54,6 @@ impl NodeProcess {
             .arg(bench.config_file())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
-            .process_group(0)
             .spawn()
             .unwrap();
         let told = |prefix: &str, log: &str| -> Option<SocketAddr> {
@@ -126,7 +124,8 @@ impl NodeProcess {
         run_json(millstream().args(["query", "--json", sql, "--http", &self.http.to_string()]))
     }
 
-    /// SIGKILL to it and all its group, as a crash of the machine would.
+    /// SIGKILL. Its workers see the end of their sockets; its Redis is told to end and does so in
+    /// order.
     pub fn kill(mut self) {
         self.signal(libc::SIGKILL);
         self.child.wait().unwrap();
@@ -134,7 +133,7 @@ impl NodeProcess {
 
     /// SIGTERM, then its exit status.
     pub fn stop(mut self) -> ExitStatus {
-        self.signal_process(libc::SIGTERM);
+        self.signal(libc::SIGTERM);
         let child = &mut self.child;
         wait_for("the node's ordered stop", || child.try_wait().unwrap())
     }
@@ -146,14 +145,9 @@ impl NodeProcess {
         assert!(status.success(), "{status}\n{}", std::fs::read_to_string(log).unwrap());
     }
 
-    fn signal_process(&self, signal: i32) {
+    fn signal(&self, signal: i32) {
         // SAFETY: our own child, which is not reaped yet.
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: the process group of our own child, which is not reaped yet.
-        unsafe { libc::killpg(self.child.id() as libc::pid_t, signal) };
     }
 }
 

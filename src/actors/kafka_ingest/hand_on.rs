@@ -1,0 +1,188 @@
+//! The way out of the poll thread: chunks into batches, credit, back-pressure, commits, status.
+
+use super::{
+    lane::{LaneState, Opened},
+    poll_thread::PartitionStatus,
+    polling::{METER, Polling},
+};
+use crate::{
+    messages::{Credit, SourceBatch},
+    protocol::{accumulator::Part, ticket::Ticket},
+    supervision::Undelivered,
+    telemetry::catalogue as m,
+};
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{CommitMode, Consumer},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+/// A chunk is handed on when its first record is so old, even while records keep coming.
+const CHUNK_AGE: Duration = Duration::from_millis(4);
+/// Bytes that a record costs in memory besides its payload.
+const RECORD_OVERHEAD: usize = 64;
+
+impl Polling {
+    /// Turns chunks that are old enough, or all when nothing more is there, into batches.
+    pub(super) fn cut_chunks(&mut self, all: bool) {
+        for i in 0..self.lanes.len() {
+            let due = match &self.lanes[i].state {
+                LaneState::Reading(r) => {
+                    r.chunk_since.is_some_and(|t| all || t.elapsed() >= CHUNK_AGE)
+                }
+                _ => false,
+            };
+            if due {
+                self.cut(i);
+            }
+        }
+    }
+
+    pub(super) fn cut(&mut self, i: usize) {
+        let lane = &mut self.lanes[i];
+        let LaneState::Reading(reading) = &mut lane.state else { return };
+        let size = (reading.chunk.len(), reading.chunk.bytes());
+        let Some((records, from, to, polled_at)) = reading.cut(size) else { return };
+        let Opened { token, source_no, .. } = reading.opened;
+        let source = lane.source.clone();
+        let ticket = Ticket::new(source.clone(), token, from, to, self.abandon.clone());
+        self.stuck.push_back(SourceBatch {
+            stream: lane.stream,
+            source,
+            token,
+            source_no,
+            from,
+            to,
+            records: vec![records],
+            ticket,
+            credit: Credit::default(),
+            polled_at,
+        });
+    }
+
+    /// Hands chunks on, in order, as far as there is credit and an accumulator.
+    pub(super) fn push_stuck(&mut self) {
+        while let Some(mut batch) = self.stuck.pop_front() {
+            let (rows, bytes) = (batch.rows(), batch.bytes());
+            let kib = ((bytes + rows * RECORD_OVERHEAD) >> 10) + 1;
+            let kib = u32::try_from(kib.min(self.total_credit)).unwrap_or(u32::MAX);
+            match self.parts.credit.clone().try_acquire_many_owned(kib) {
+                Ok(permit) => batch.credit = Credit::new(permit),
+                Err(_) => {
+                    self.stuck.push_front(batch);
+                    break;
+                }
+            }
+            METER.received(rows);
+            match self.parts.accumulator.deliver(batch) {
+                Ok(()) => METER.sent(rows),
+                Err(Undelivered(mut batch)) => {
+                    // The accumulator is between two lives: its credit goes back meanwhile.
+                    batch.credit = Credit::default();
+                    self.stuck.push_front(batch);
+                    break;
+                }
+            }
+        }
+        METER.queue_depth(self.stuck.len());
+    }
+
+    /// Pauses while chunks are stuck and resumes with a wide hysteresis: pausing drops what
+    /// librdkafka has prefetched.
+    pub(super) fn balance(&mut self) {
+        if self.quiesced {
+            return;
+        }
+        if !self.paused && self.stuck.len() > 1 {
+            self.blocked_since = Some(Instant::now());
+            self.set_paused(true);
+        } else if self.paused
+            && self.stuck.is_empty()
+            && self.parts.credit.available_permits() * 2 >= self.total_credit
+        {
+            if let Some(since) = self.blocked_since.take() {
+                METER.blocked(since.elapsed());
+            }
+            self.set_paused(false);
+        }
+    }
+
+    pub(super) fn set_paused(&mut self, pause: bool) {
+        self.paused = pause;
+        let mut list = TopicPartitionList::new();
+        for lane in &mut self.lanes {
+            if let LaneState::Reading(reading) = &mut lane.state {
+                list.add_partition(&lane.topic, lane.partition);
+                reading.resumed();
+            }
+        }
+        if list.count() == 0 {
+            return;
+        }
+        let done = if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        if let Err(error) = done {
+            tracing::warn!(%error, pause, "pausing or resuming was refused");
+        }
+    }
+
+    /// Commits acknowledged positions, and only those.
+    pub(super) fn commit(&mut self, mode: CommitMode) {
+        self.last_commit = Instant::now();
+        if self.consumer.context().commit_failed.swap(false, Ordering::Relaxed) {
+            self.committed.clear();
+        }
+        let mut list = TopicPartitionList::new();
+        // Only of sources that this node has opened: others may know better.
+        for lane in self.lanes.iter().filter(|lane| lane.token().is_some()) {
+            let Some(next) = self.parts.acknowledged.get(&lane.topic, lane.partition) else {
+                continue;
+            };
+            let key = (lane.topic.clone(), lane.partition);
+            if self.committed.get(&key) == Some(&next) {
+                continue;
+            }
+            if list.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(next)).is_ok()
+            {
+                self.committed.insert(key, next);
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.commit(&list, mode)
+        {
+            tracing::warn!(%error, "offset commit refused; DuckDB's positions count");
+            self.committed.clear();
+        }
+    }
+
+    /// Tells the status page.
+    pub(super) fn publish(&self) {
+        let mut halted = 0;
+        let mut status = BTreeMap::new();
+        for lane in &self.lanes {
+            let mut s = PartitionStatus {
+                acknowledged: self.parts.acknowledged.get(&lane.topic, lane.partition),
+                ..PartitionStatus::default()
+            };
+            match &lane.state {
+                LaneState::Opening(_) => s.state = "opening",
+                LaneState::Seeking(_) => s.state = "seeking",
+                LaneState::Reading(reading) => {
+                    s.state = "reading";
+                    s.position = Some(reading.next);
+                }
+                LaneState::Halted { reason, .. } => {
+                    halted += 1;
+                    s.state = "halted";
+                    s.reason = Some(reason.clone());
+                }
+            }
+            status.insert(lane.source.to_string(), s);
+        }
+        metrics::gauge!(m::KAFKA_HALTED).set(f64::from(halted));
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}

@@ -1,0 +1,154 @@
+//! What the sending side does with Redis: online values, entries onto the queue, answers off the
+//! node's list. Each goes on until Redis has done it; an error holds up what comes behind it, so
+//! that the order stays.
+
+use super::sender::{Answered, METER, Queued, RedisQueue, ToQueue};
+use crate::{
+    messages::{FeatureBatch, FeaturePart},
+    online::{self, OnlineOutcome, Promise},
+    queue::{self, Keys, RETRY, RedisLink, decode_reply},
+    telemetry::{self, catalogue as m},
+};
+use actix::Addr;
+use redis::{Value, aio::ConnectionManager};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How long one look for an answer waits.
+const LISTEN: Duration = Duration::from_secs(5);
+/// Entries that one round trip puts on the queue at most.
+const ENTRIES_A_TRIP: usize = 16;
+
+/// Writes a batch's critical features online. Gives the batch back without the parts whose token
+/// is not the current one: either the source has another owner, or Redis lost the token, and only
+/// opening it again can tell. Going on to DuckDB with them would leave the online value behind.
+///
+/// # Errors
+/// When Redis is not the Redis it was; the whole batch must be read again.
+pub(super) async fn write_online(
+    mut batch: FeatureBatch,
+    mut connection: ConnectionManager,
+    keys: &Keys,
+    generation: &str,
+) -> Result<FeatureBatch, GenerationChanged> {
+    let started = Instant::now();
+    let script_sha256 = batch.script_sha256.clone();
+    let mut written = Vec::with_capacity(batch.parts.len());
+    for part in std::mem::take(&mut batch.parts) {
+        let promise = Promise { to: part.to, script_sha256: &script_sha256 };
+        match write_part(&mut connection, keys, generation, &part, &promise).await {
+            OnlineOutcome::Written => {
+                observe(&part);
+                written.push(part);
+            }
+            OnlineOutcome::Fenced => {
+                tracing::debug!(source = %part.source, "the token is not the current one; its part is read again");
+            }
+            OnlineOutcome::Generation => return Err(GenerationChanged),
+        }
+    }
+    metrics::histogram!(m::REDIS_WRITE).record(started.elapsed());
+    batch.parts = written;
+    Ok(batch)
+}
+
+/// Redis lost everything since this node learned its generation.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis lost everything")]
+pub(super) struct GenerationChanged;
+
+async fn write_part(
+    connection: &mut ConnectionManager,
+    keys: &Keys,
+    generation: &str,
+    part: &FeaturePart,
+    promise: &Promise<'_>,
+) -> OnlineOutcome {
+    loop {
+        let (source, token, values) = (&part.source, part.token, &part.online);
+        match online::write(connection, keys, generation, source, token, promise, values).await {
+            Ok(outcome) => return outcome,
+            Err(error) => {
+                METER.error("redis");
+                tracing::warn!(%error, "the online write failed; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn observe(part: &FeaturePart) {
+    if part.online.is_empty() {
+        return;
+    }
+    let now = chrono::Utc::now().timestamp_micros();
+    for at in &part.sampled_timestamps_us {
+        telemetry::end_to_end("online", (now - at).max(0) as f64 / 1e6);
+    }
+}
+
+/// Puts entries on the queue in the order in which they come, until the actor ends.
+pub(super) async fn put_on_queue(
+    redis: RedisLink,
+    key: String,
+    reply_to: String,
+    mut entries: mpsc::UnboundedReceiver<ToQueue>,
+    own: Addr<RedisQueue>,
+) {
+    let mut connection = redis.manager_at_last().await;
+    let mut trip = Vec::with_capacity(ENTRIES_A_TRIP);
+    while entries.recv_many(&mut trip, ENTRIES_A_TRIP).await > 0 {
+        let mut pipeline = redis::pipe();
+        for entry in &trip {
+            let add = pipeline.cmd("XADD").arg(&key).arg("*");
+            add.arg("to").arg(&reply_to).arg("round").arg(entry.round);
+            for (name, value) in entry.fields.iter() {
+                add.arg(*name).arg(value.as_slice());
+            }
+        }
+        let ids: Vec<String> = loop {
+            match pipeline.query_async(&mut connection).await {
+                Ok(ids) => break ids,
+                Err(error) => {
+                    METER.error("redis");
+                    tracing::warn!(%error, "the queue does not take entries; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        for (entry, id) in trip.drain(..).zip(ids) {
+            // A full mailbox would be a defect; without the id the entry is not looked for.
+            let _ = own.try_send(Queued { round: entry.round, id });
+        }
+    }
+}
+
+/// Takes answers off this node's list until the actor ends.
+pub(super) async fn listen(redis: RedisLink, key: String, own: Addr<RedisQueue>) {
+    loop {
+        match queue::blocking_connection(&redis, LISTEN).await {
+            Ok(mut connection) => loop {
+                let popped: redis::RedisResult<Option<(String, Value)>> = redis::cmd("BLPOP")
+                    .arg(&key)
+                    .arg(LISTEN.as_secs())
+                    .query_async(&mut connection)
+                    .await;
+                match popped {
+                    Ok(None) => {}
+                    Ok(Some((_, value))) => match decode_reply(&value) {
+                        // A full mailbox would be a defect; the write is answered again as a
+                        // duplicate.
+                        Ok(answer) => drop(own.try_send(Answered(answer))),
+                        Err(error) => tracing::error!(%error, "an answer cannot be read"),
+                    },
+                    Err(error) => {
+                        tracing::warn!(%error, "no answers: Redis does not answer");
+                        break;
+                    }
+                }
+            },
+            Err(error) => tracing::warn!(%error, "no answers: Redis cannot be reached"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
