@@ -193,6 +193,8 @@ pub struct StoreConfig {
     pub file: PathBuf,
     /// Feature rows after which a group of writes is committed.
     pub group_rows: usize,
+    /// How long a transaction waits for further writes, in milliseconds; 0: it takes what is there.
+    pub group_wait_ms: u64,
     /// DuckDB's memory limit, in MiB.
     pub memory_limit_mib: usize,
     /// DuckDB's threads.
@@ -204,6 +206,7 @@ impl Default for StoreConfig {
         Self {
             file: PathBuf::from("features.duckdb"),
             group_rows: 200_000,
+            group_wait_ms: 0,
             memory_limit_mib: 2048,
             threads: 2,
         }

@@ -227,6 +227,7 @@ fn start_store(shared: &Shared) -> anyhow::Result<Arc<WriterThread>> {
     let thread = Arc::new(WriterThread::start(WriterThreadParts {
         database: DatabaseOptions::of(config),
         group_rows: config.store.group_rows,
+        group_wait: Duration::from_millis(config.store.group_wait_ms),
         server: server.clone(),
         fatal: fatal.clone(),
     })?);

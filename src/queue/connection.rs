@@ -1,7 +1,8 @@
 //! Connections to Redis.
 
+use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, RedisResult,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
 };
 use std::time::Duration;
@@ -25,7 +26,10 @@ impl RedisLink {
     /// # Errors
     /// When the address is none.
     pub fn new(url: &str) -> RedisResult<Self> {
-        Ok(Self { client: Client::open(url)? })
+        // Without TCP_NODELAY the end of a large pipeline waits for a delayed acknowledgement.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let address = url.into_connection_info()?.set_tcp_settings(tcp);
+        Ok(Self { client: Client::open(address)? })
     }
 
     /// A connection that mends itself; commands on it are pipelined in the order of their calls.

@@ -93,7 +93,7 @@ fn connect(options: &DatabaseOptions) -> Result<Connection, StoreError> {
         .and_then(|config| Connection::open_with_flags(&options.file, config))
         .map_err(|e| open_error(&options.file, &e))?;
     connection
-        .execute_batch("SET GLOBAL TimeZone = 'UTC'; SET lock_configuration = true;")
+        .execute_batch("SET GLOBAL TimeZone = 'UTC'; SET GLOBAL checkpoint_threshold = '128MiB'; SET lock_configuration = true;")
         .map_err(|e| open_error(&options.file, &e))?;
     Ok(connection)
 }

@@ -150,7 +150,7 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     gauge(KAFKA_LAG, "kafka_ingest", "Records between the log's end and what DuckDB acknowledged."),
     counter(KAFKA_REBALANCES, "kafka_ingest", "Rebalances of the consumer group."),
-    counter(KAFKA_COMMITTED, "kafka_ingest", "Offset commits that the broker confirmed."),
+    counter(KAFKA_COMMITTED, "kafka_ingest", "Offset commits sent to the broker."),
     gauge(KAFKA_HALTED, "kafka_ingest", "Partitions that wait for an operator."),
     gauge(ACTOR_UP, "", "1 while an instance of the actor lives."),
     counter(ACTOR_RESTARTS, "", "Restarts of an actor by cause."),

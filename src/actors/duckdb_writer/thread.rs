@@ -60,6 +60,8 @@ pub struct WriterThreadParts {
     pub database: DatabaseOptions,
     /// Rows after which a group is committed.
     pub group_rows: usize,
+    /// How long a group waits for further writes.
+    pub group_wait: Duration,
     /// Where answers go.
     pub server: Link<RedisQueueServer>,
     /// Where to say that the store cannot go on.
@@ -286,7 +288,8 @@ impl Writing {
         }
     }
 
-    /// Takes the writes that are there already into one transaction, up to the group's size.
+    /// Takes the writes that are there, or come within the wait, into one transaction, up to the
+    /// group's size. Writes that come while a transaction commits share the next one.
     fn group(&mut self, first: Waiting) -> Result<Option<Job>, StoreError> {
         let started = Instant::now();
         let rows_of = |w: &Waiting| {
@@ -296,7 +299,7 @@ impl Writing {
         let mut group = vec![first];
         let mut after = None;
         while rows < self.parts.group_rows && group.len() < GROUP_ENTRIES {
-            let entry = match self.jobs.try_recv() {
+            let entry = match self.jobs.recv_deadline(started + self.parts.group_wait) {
                 Ok(Job::Entry(entry)) => *entry,
                 Ok(other) => {
                     after = Some(other);
@@ -317,6 +320,7 @@ impl Writing {
         }
         METER.received(events(&group));
         METER.queue_depth(self.jobs.len());
+        let started = Instant::now();
         let decided = self.apply(group)?;
         METER.worked(started);
         metrics::gauge!(m::DUCKDB_FILE).set(self.writer.database().file_bytes() as f64);

@@ -1,16 +1,12 @@
-//! What librdkafka calls back on the poll thread: rebalances, commits, statistics.
+//! What librdkafka calls back on the poll thread: rebalances and statistics.
 
 use crate::{kafka::AcknowledgedPositions, telemetry::catalogue as m};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
-    error::{KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex};
 
 /// A change of the partitions that this node owns.
 #[derive(Debug)]
@@ -26,8 +22,6 @@ pub enum Rebalanced {
 pub struct IngestContext {
     /// Changes that the poll thread has not seen yet.
     pub rebalanced: Mutex<Vec<Rebalanced>>,
-    /// An asynchronous commit failed: its positions must be committed again.
-    pub commit_failed: AtomicBool,
     /// What may be committed.
     pub acknowledged: Arc<AcknowledgedPositions>,
 }
@@ -72,19 +66,6 @@ impl ConsumerContext for IngestContext {
             self.revoke(consumer, list)
         };
         self.rebalanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(event);
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        match result {
-            Ok(()) => metrics::counter!(m::KAFKA_COMMITTED).increment(1),
-            Err(error) => match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::NoOffset) => {}
-                _ => {
-                    self.commit_failed.store(true, Ordering::Relaxed);
-                    tracing::warn!(%error, "offset commit refused; committing again");
-                }
-            },
-        }
     }
 }
 

@@ -17,12 +17,14 @@ use rdkafka::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{PoisonError, atomic::Ordering},
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
 /// A chunk is handed on when its first record is so old, even while records keep coming.
 const CHUNK_AGE: Duration = Duration::from_millis(4);
+/// Offsets are committed again, changed or not, after so long.
+const COMMIT_ALL_EVERY: Duration = Duration::from_secs(5);
 /// Bytes that a record costs in memory besides its payload.
 const RECORD_OVERHEAD: usize = 64;
 
@@ -132,7 +134,10 @@ impl Polling {
     /// Commits acknowledged positions, and only those.
     pub(super) fn commit(&mut self, mode: CommitMode) {
         self.last_commit = Instant::now();
-        if self.consumer.context().commit_failed.swap(false, Ordering::Relaxed) {
+        // librdkafka tells no result of an asynchronous commit: each position is sent again now
+        // and then, in case that one was lost.
+        if self.last_full_commit.elapsed() >= COMMIT_ALL_EVERY {
+            self.last_full_commit = Instant::now();
             self.committed.clear();
         }
         let mut list = TopicPartitionList::new();
@@ -150,11 +155,15 @@ impl Polling {
                 self.committed.insert(key, next);
             }
         }
-        if list.count() > 0
-            && let Err(error) = self.consumer.commit(&list, mode)
-        {
-            tracing::warn!(%error, "offset commit refused; DuckDB's positions count");
-            self.committed.clear();
+        if list.count() == 0 {
+            return;
+        }
+        match self.consumer.commit(&list, mode) {
+            Ok(()) => metrics::counter!(m::KAFKA_COMMITTED).increment(1),
+            Err(error) => {
+                tracing::warn!(%error, "offset commit refused; DuckDB's positions count");
+                self.committed.clear();
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crossbeam_channel::Sender;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -93,7 +93,6 @@ impl PollThread {
     pub fn start(parts: PollThreadParts) -> anyhow::Result<Arc<Self>> {
         let context = IngestContext {
             rebalanced: Mutex::default(),
-            commit_failed: AtomicBool::new(false),
             acknowledged: parts.acknowledged.clone(),
         };
         let consumer: BaseConsumer<IngestContext> =

@@ -58,6 +58,7 @@ pub(super) struct Polling {
     pub(super) quiesced: bool,
     stopping: bool,
     pub(super) last_commit: Instant,
+    pub(super) last_full_commit: Instant,
     pub(super) committed: BTreeMap<(String, i32), i64>,
     pub(super) blocked_since: Option<Instant>,
 }
@@ -88,6 +89,7 @@ impl Polling {
             quiesced: false,
             stopping: false,
             last_commit: Instant::now(),
+            last_full_commit: Instant::now(),
             committed: BTreeMap::new(),
             blocked_since: None,
         }

@@ -27,22 +27,31 @@ const ENTRIES_A_TRIP: usize = 16;
 /// When Redis is not the Redis it was; the whole batch must be read again.
 pub(super) async fn write_online(
     mut batch: FeatureBatch,
-    mut connection: ConnectionManager,
+    connection: ConnectionManager,
     keys: &Keys,
     generation: &str,
 ) -> Result<FeatureBatch, GenerationChanged> {
     let started = Instant::now();
     let script_sha256 = batch.script_sha256.clone();
-    let mut written = Vec::with_capacity(batch.parts.len());
-    for part in std::mem::take(&mut batch.parts) {
-        let promise = Promise { to: part.to, script_sha256: &script_sha256 };
-        match write_part(&mut connection, keys, generation, &part, &promise).await {
+    // Side by side: while Redis works on one part, the next one is put together.
+    let writing = std::mem::take(&mut batch.parts).into_iter().map(|part| {
+        let (mut connection, script_sha256) = (connection.clone(), &script_sha256);
+        async move {
+            let promise = Promise { to: part.to, script_sha256 };
+            let outcome = write_part(&mut connection, keys, generation, &part, &promise).await;
+            (part, outcome)
+        }
+    });
+    let mut written = Vec::new();
+    for (part, outcome) in futures::future::join_all(writing).await {
+        match outcome {
             OnlineOutcome::Written => {
                 observe(&part);
                 written.push(part);
             }
             OnlineOutcome::Fenced => {
-                tracing::debug!(source = %part.source, "the token is not the current one; its part is read again");
+                let source = &part.source;
+                tracing::debug!(%source, "the token is not the current one; its part is read again");
             }
             OnlineOutcome::Generation => return Err(GenerationChanged),
         }
