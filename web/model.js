@@ -20,15 +20,15 @@ const END_TO_END = `${P}end_to_end_seconds`;
 
 /**
  * The stages in the order of the flow. `busy`, `blocked`: the node measures it, so a zero is a
- * zero; elsewhere it is shown once it moves. An accumulator's "busy" is the time its batch was
- * open, which is shown as such.
+ * zero; elsewhere it is shown once it moves. `overlaps`: its batches are on their way side by side,
+ * so their mean time is shown rather than a share that would exceed the whole.
  */
 export const STAGES = [
   { name: "generator", roles: ["generate"] },
   { name: "kafka_ingest", roles: ["process"], blocked: true },
-  { name: "batch_accumulator", roles: ["process"], fills: true },
+  { name: "batch_accumulator", roles: ["process"], busy: true },
   { name: "python_worker_supervisor", roles: ["process"], busy: true, overSlots: true },
-  { name: "redis_queue", roles: ["process", "store"], busy: true },
+  { name: "redis_queue", roles: ["process", "store"], overlaps: true },
   { name: "duckdb_writer", roles: ["store"], busy: true },
   { name: "file_upload", roles: ["process"], beside: true },
   { name: "worker_semaphore", roles: ["process"], beside: true, permits: true },
@@ -119,7 +119,7 @@ export class Model {
       .series(metrics, `${P}stage_errors_total`, labels)
       .filter((s) => s.value > 0)
       .map((s) => ({ type: s.labels.error_type, count: s.value }));
-    const busy = stage.fills ? null : share("busy", stage.busy);
+    const busy = stage.overlaps ? null : share("busy", stage.busy);
     const slots = stage.overSlots ? Math.max(1, status.python.cap) : 1;
     return {
       ...stage,
@@ -128,7 +128,7 @@ export class Model {
       waiting: m.sum(metrics, `${P}stage_queue_depth`, labels),
       busy: busy === null ? null : busy / slots,
       blocked: share("blocked", stage.blocked),
-      fillSeconds: stage.fills ? this.#meanDuration(labels) : null,
+      batchSeconds: stage.overlaps ? this.#meanDuration(labels) : null,
       inUse: stage.permits ? m.sum(metrics, `${P}python_permits_in_use`) : null,
       errors,
     };

@@ -108,11 +108,11 @@ function drawStages(stages, cap) {
     }
     const what = stage.permits ? "requests waiting" : "batches waiting";
     drawFact(item.querySelector(".waiting"), what, stage.here ? whole(stage.waiting) : null);
-    const fills = stage.fillSeconds !== null;
+    const overlaps = stage.batchSeconds !== null;
     const busy = stage.busy === null ? null : percent(stage.busy);
-    const first = fills ? latency(stage.fillSeconds) : busy;
+    const first = overlaps ? latency(stage.batchSeconds) : busy;
     const label = stage.overSlots ? "busy, of all slots" : "busy";
-    drawFact(item.querySelector(".first"), fills ? "a batch fills for" : label, first);
+    drawFact(item.querySelector(".first"), overlaps ? "a batch takes" : label, first);
     drawFact(item.querySelector(".second"), "blocked", stage.blocked === null ? null : percent(stage.blocked));
     drawBar(item.querySelector(".bar"), stage);
     const errors = stage.errors.map(({ type, count }) => `${type} ${whole(count)}`).join(", ");
