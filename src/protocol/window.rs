@@ -63,6 +63,14 @@ impl<B> SendWindows<B> {
         self.lanes.remove(source);
     }
 
+    /// The store did not take a part: what follows it under the same token must not wait for it. An
+    /// answer to an older token says nothing of the present one.
+    pub fn lost(&mut self, part: &PartRange) {
+        if self.current(part).is_some() {
+            self.close(&part.source);
+        }
+    }
+
     /// A batch is ready to be sent, as soon as it is its turn.
     pub fn push(&mut self, parts: Vec<PartRange>, batch: B) {
         self.waiting.push_back((parts, batch));
@@ -170,6 +178,18 @@ mod tests {
         windows.close(&a);
         assert_eq!(windows.next_sendable(), Some("both"));
         assert_eq!(windows.waiting(), 0);
+    }
+
+    #[test]
+    fn an_answer_to_an_old_token_does_not_close_the_present_one() {
+        let (s, old, token) = (SourceName::kafka("s", "t", 0), Token::after(0), Token::after(1));
+        let mut windows = SendWindows::default();
+        windows.opened(s.clone(), token, 0);
+        windows.push(vec![part(&s, token, 5, 9)], "second");
+        windows.lost(&part(&s, old, 0, 5));
+        assert_eq!(windows.next_sendable(), None, "positions 0 to 5 are still to come");
+        windows.lost(&part(&s, token, 0, 5));
+        assert_eq!(windows.next_sendable(), Some("second"));
     }
 
     proptest! {

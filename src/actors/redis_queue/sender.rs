@@ -224,7 +224,7 @@ impl RedisQueue {
             self.tell_ingest(acknowledged, ACK_TRIES, ctx);
         } else {
             // The ticket is dropped unsettled, which makes the source open again.
-            self.windows.close(&verdict.source);
+            self.windows.lost(&part.range);
             tracing::warn!(
                 source = %verdict.source,
                 from = part.range.from,
