@@ -48,8 +48,9 @@ start_redis() {
       --pidfile "$STACK/redis/pid" --logfile "$STACK/redis/log" \
       --appendonly yes --save '' --maxmemory-policy noeviction >/dev/null
     # It writes the pid file by itself, a moment after the command has returned.
-    local deadline=$((SECONDS + 10))
-    until redis_runs && port_taken "$PORT"; do
+    local deadline=$((SECONDS + 60))
+    # The port is open before the data of an earlier run is loaded; only PONG says ready.
+    until redis_runs && [[ $(redis-cli -p "$PORT" ping 2>/dev/null) == PONG ]]; do
       ((SECONDS < deadline)) || die "redis-server did not start; see $STACK/redis/log"
       sleep 0.05
     done
