@@ -39,12 +39,12 @@ run: build stack ## a node on the local stack (ARGS="--roles process,store")
 	@$(SAY) "run: $(BIN) run $(ARGS)"
 	@set -a; . .millstream/stack/env; set +a; exec $(BIN) run $(ARGS)
 
-test: build ## all the tests: Python, then Rust
+test: setup ## all the tests: Python, then Rust
 	@for folder in $(PYTHON_TESTS); do \
 	  $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done
 	@$(SAY) "test: Rust (the test programs are compiled first)"
 	@left_out=$$(mktemp); trap 'rm -f "$$left_out"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
-	  cargo test --release $(FEATURES) $(TEST_ARGS); \
+	  cargo test --release $(FEATURES) --features failpoints $(TEST_ARGS); \
 	  if [[ -s $$left_out ]]; then $(SAY) "test: LEFT OUT for want of a component:"; sort -u "$$left_out" >&2; fi
 
 lint: setup ## formatting, clippy, ruff, shellcheck
@@ -57,7 +57,7 @@ lint: setup ## formatting, clippy, ruff, shellcheck
 	  $(SAY) "lint: shellcheck"; shellcheck -x $(SHELL_SCRIPTS); \
 	  else $(SAY) "lint: shellcheck is not installed, shell scripts were not checked"; fi
 	@$(SAY) "lint: clippy (the first time checks every dependency and takes several minutes)"
-	@cargo clippy --release --all-targets $(FEATURES) -- -D warnings
+	@cargo clippy --release --all-targets $(FEATURES) --features failpoints -- -D warnings
 
 fmt: setup ## format all the code
 	@cargo fmt

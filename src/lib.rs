@@ -12,6 +12,7 @@
 //! | [`decode`], [`python`] | records to columns, columns to features |
 //! | [`queue`], [`online`] | Redis: the way to the store, the newest values |
 //! | [`store`] | DuckDB: the one transaction, the audit, the reads |
+//! | [`failpoint`] | where tests crash it |
 //! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
 
 pub mod actors;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod decode;
 pub mod embedded;
+pub mod failpoint;
 pub mod generate;
 pub mod kafka;
 pub mod messages;

@@ -40,6 +40,7 @@ impl BatchAccumulator {
 
     fn hand_on(&self, stream: usize, closed: Closed<SourceBatch>) {
         let batch = EventBatch { stream, parts: closed.parts };
+        crate::crash_point!("b_closed");
         let rows = batch.rows();
         telemetry::batch_closed(closed.reason.name(), rows);
         match self.next.deliver(batch) {

@@ -102,6 +102,8 @@ impl NodeArgs {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "failpoints")]
+    let _armed = fail::FailScenario::setup();
     if let Command::PythonWorker { fd } = cli.command {
         return crate::python::worker_main(fd);
     }

@@ -101,6 +101,17 @@ pub struct OpenRequest {
     pub ephemeral: bool,
 }
 
+/// Values of positions before `to` may be online though DuckDB does not have them yet. The next
+/// owner runs these positions under the same script version, so that what was shown online and what
+/// becomes durable come from the same code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promised {
+    /// The position after the last that may be online.
+    pub to: Position,
+    /// The script version that made the values.
+    pub script_sha256: String,
+}
+
 /// What the store answers to an OPEN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OpenReply {
@@ -112,6 +123,9 @@ pub enum OpenReply {
         source_no: i32,
         /// The first position whose effect is not in DuckDB.
         next_pos: Position,
+        /// What the previous owner showed online beyond `next_pos`.
+        #[serde(default)]
+        promised: Option<Promised>,
     },
     /// Reading on would lose or double records: an operator must decide.
     Halted {

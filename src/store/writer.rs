@@ -186,9 +186,10 @@ impl Writer {
         let source_no = self.in_transaction(|connection| {
             record_open(connection, open, &attributes, token, source_no, next_pos)
         })?;
+        crate::crash_point!("a_opened");
         self.marks.insert(name.clone(), SourceState { source_no, token, next_pos });
         self.attributes.insert(name.clone(), attributes);
-        Ok(OpenReply::Opened { token, source_no, next_pos })
+        Ok(OpenReply::Opened { token, source_no, next_pos, promised: None })
     }
 
     /// Decides on a group of writes and commits the effect of those that apply, all or nothing.
@@ -227,7 +228,13 @@ impl Writer {
         }
         let next_batch_seq = group.next_batch_seq;
         let marks = &self.marks;
-        self.in_transaction(|connection| group.write(connection, marks, &trial))?;
+        self.in_transaction(|connection| {
+            crate::crash_point!("g_begun");
+            group.write(connection, marks, &trial)?;
+            crate::crash_point!("g_in_transaction");
+            Ok(())
+        })?;
+        crate::crash_point!("g_committed");
         self.marks = trial;
         self.next_batch_seq = next_batch_seq;
         Ok(committed)

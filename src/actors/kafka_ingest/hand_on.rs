@@ -158,7 +158,10 @@ impl Polling {
         if list.count() == 0 {
             return;
         }
-        match self.consumer.commit(&list, mode) {
+        crate::crash_point!("j_before_commit");
+        let done = self.consumer.commit(&list, mode);
+        crate::crash_point!("j_committed");
+        match done {
             Ok(()) => metrics::counter!(m::KAFKA_COMMITTED).increment(1),
             Err(error) => {
                 tracing::warn!(%error, "offset commit refused; DuckDB's positions count");

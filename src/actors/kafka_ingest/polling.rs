@@ -314,7 +314,7 @@ impl Polling {
         match reply {
             // A newer token than the one in use, whatever the lane does: an open that was asked
             // twice is answered twice, and only the last token may write.
-            OpenReply::Opened { token, source_no, next_pos }
+            OpenReply::Opened { token, source_no, next_pos, .. }
                 if lane.token().is_none_or(|known| token.number > known.number) =>
             {
                 if let LaneState::Reading(_) = lane.state

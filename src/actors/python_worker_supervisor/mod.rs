@@ -307,10 +307,12 @@ impl PythonWorkerSupervisor {
                     return (worker, None);
                 }
             };
+            crate::crash_point!("c_decoded");
             let outcome = match worker.run(&decoded.batch).await {
                 Ok(outcome) => outcome,
                 Err(error) => return (worker, Some((batch, error))),
             };
+            crate::crash_point!("d_transformed");
             let script = worker.script();
             let assembling = tokio::task::spawn_blocking(move || {
                 let stream = &config.streams[batch.stream];

@@ -348,6 +348,7 @@ impl Handler<FeatureBatch> for RedisQueue {
                     anyhow::bail!("{changed}; the batch of {stream} is read again")
                 }
             };
+            crate::crash_point!("e_online");
             if batch.parts.is_empty() {
                 return Ok(None);
             }

@@ -200,6 +200,7 @@ async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedRece
             let done: redis::RedisResult<(u64,)> = pipeline.query_async(&mut connection).await;
             match done {
                 Ok((depth,)) => {
+                    crate::crash_point!("i_answered");
                     metrics::gauge!(m::QUEUE_ENTRIES).set(depth as f64);
                     break;
                 }

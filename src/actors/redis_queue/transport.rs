@@ -125,6 +125,7 @@ pub(super) async fn put_on_queue(
                 }
             }
         };
+        crate::crash_point!("f_enqueued");
         for (entry, id) in trip.drain(..).zip(ids) {
             // A full mailbox would be a defect; without the id the entry is not looked for.
             let _ = own.try_send(Queued { round: entry.round, id });

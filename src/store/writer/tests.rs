@@ -181,7 +181,7 @@ fn a_source_of_another_cluster_halts_unless_the_broker_is_ephemeral() {
     other.attributes.cluster_id = Some("another".into());
     assert!(matches!(writer.open_source(&other).unwrap(), OpenReply::Halted { .. }));
     other.ephemeral = true;
-    let OpenReply::Opened { token, next_pos, source_no } = writer.open_source(&other).unwrap()
+    let OpenReply::Opened { token, next_pos, source_no, .. } = writer.open_source(&other).unwrap()
     else {
         panic!("an ephemeral broker is adopted");
     };

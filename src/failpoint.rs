@@ -1,0 +1,52 @@
+//! Places where tests stop, crash or delay the program.
+//!
+//! Compiled in only with the feature `failpoints`; the environment variable `FAILPOINTS` arms them,
+//! for instance `FAILPOINTS="g_in_transaction=5*off->return"`: the sixth time that a transaction is
+//! about to be committed, the process dies as by SIGKILL. The letter is the step of the protocol
+//! after which, or in which, the place lies:
+//!
+//! | point | where |
+//! |---|---|
+//! | `a_opened` | the store committed an open and has not answered |
+//! | `b_closed` | a batch was closed and not handed on |
+//! | `c_decoded` | decoded, not yet given to Python |
+//! | `d_transformed` | Python gave the rows back |
+//! | `e_online` | critical features are online, nothing is on the queue |
+//! | `f_enqueued` | the write is on the queue |
+//! | `g_begun` | the store has decided on a group and begun its transaction |
+//! | `g_in_transaction` | everything is appended, nothing is committed |
+//! | `g_committed` | committed, not answered |
+//! | `i_answered` | answered, the entry has left the queue |
+//! | `j_before_commit` | about to commit offsets to Kafka |
+//! | `j_committed` | offsets were sent to Kafka |
+
+/// Dies as by `kill -9` when the point is armed.
+#[macro_export]
+macro_rules! crash_point {
+    ($name:literal) => {
+        fail::fail_point!($name, |_| $crate::failpoint::die());
+    };
+}
+
+/// Every crash point, in the order of the flow.
+pub const CRASH_POINTS: [&str; 12] = [
+    "a_opened",
+    "b_closed",
+    "c_decoded",
+    "d_transformed",
+    "e_online",
+    "f_enqueued",
+    "g_begun",
+    "g_in_transaction",
+    "g_committed",
+    "i_answered",
+    "j_before_commit",
+    "j_committed",
+];
+
+/// Ends the process at once: no destructor runs, nothing is flushed.
+pub fn die() -> ! {
+    // SAFETY: a signal to ourselves; it cannot be caught, so nothing runs afterwards.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    std::process::abort()
+}
