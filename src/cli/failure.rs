@@ -1,6 +1,6 @@
 //! How a command ends when it does not end well.
 
-use crate::{config::ConfigError, store::StoreError};
+use crate::{config::ConfigError, online::marks::LookError, store::StoreError};
 use std::process::ExitCode;
 
 /// Why a command failed; the kind is the exit code.
@@ -57,6 +57,7 @@ impl From<anyhow::Error> for Failure {
         let unreachable = error.chain().any(|cause| {
             cause.downcast_ref::<redis::RedisError>().is_some_and(redis::RedisError::is_io_error)
                 || matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Locked { .. }))
+                || matches!(cause.downcast_ref::<LookError>(), Some(LookError::OtherStore { .. }))
         });
         let text = format!("{error:#}");
         if unreachable || text.contains("cannot be reached") || text.contains("is not installed") {

@@ -9,6 +9,7 @@ mod failure;
 mod generate;
 mod query;
 mod run;
+mod sources;
 mod verify;
 
 pub use failure::Failure;
@@ -40,6 +41,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Audit ledger, tables, online store and offsets.
     Verify(verify::VerifyArgs),
+    /// Sources: where they are, and how a halted one goes on.
+    Sources(sources::SourcesArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),
     /// A Python worker, as the node starts it.
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
             Command::Generate(args) => generate::generate(args).await,
             Command::Query(args) => query::query(args).await,
             Command::Verify(args) => verify::verify(args).await,
+            Command::Sources(args) => sources::sources(args).await,
             Command::Config(args) => run::config(&args),
             Command::PythonWorker { .. } => Ok(()),
         }

@@ -27,8 +27,13 @@ pub struct QueryArgs {
 
 /// Asks and prints.
 pub async fn query(args: QueryArgs) -> Result<(), Failure> {
-    let body = serde_json::json!({ "sql": args.sql });
-    let answer = args.client.post("/api/query", &body, DEADLINE).await?;
+    show(&args.client, &args.sql, args.json).await
+}
+
+/// Asks one SELECT and prints its rows.
+pub(super) async fn show(client: &ClientArgs, sql: &str, json: bool) -> Result<(), Failure> {
+    let body = serde_json::json!({ "sql": sql });
+    let answer = client.post("/api/query", &body, DEADLINE).await?;
     if !answer.ok {
         let error = answer.error();
         return Err(if answer.refused {
@@ -47,7 +52,7 @@ pub async fn query(args: QueryArgs) -> Result<(), Failure> {
             Ok(batches)
         })
         .map_err(anyhow::Error::from)?;
-    if args.json {
+    if json {
         print_json(&batches)?
     } else {
         print_table(&batches)?

@@ -37,7 +37,7 @@ pub fn feature_row_schema() -> SchemaRef {
 }
 
 /// The newest value of one feature of one entity within a part, for the online store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OnlineValue {
     /// Whose value.
     pub entity_id: String,

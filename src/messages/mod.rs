@@ -24,6 +24,6 @@ pub use permits::{AcquirePermit, Permit, ReleasePermit};
 pub use records::{Credit, Record, Records};
 pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
 pub use write::{
-    Applied, EntryDuty, PartHeader, PartVerdict, QueueEntry, QueueReply, QueueRequest, ReadReply,
-    ReadRequest, WriteHeader, WriteRequest,
+    Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, PartHeader, PartVerdict, QueueEntry,
+    QueueReply, QueueRequest, ReadReply, ReadRequest, Repair, WriteHeader, WriteRequest,
 };

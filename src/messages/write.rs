@@ -1,8 +1,10 @@
 //! Between the two sides of the RedisQueue, and between its serving side and the DuckDbWriter.
 
+use super::features::OnlineValue;
 use crate::protocol::{
     apply::Decision,
-    source::{OpenReply, OpenRequest, Position, SourceName, Token},
+    source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName, Token},
+    version::Version,
 };
 use actix::Message;
 use arrow::array::RecordBatch;
@@ -52,6 +54,8 @@ pub struct WriteHeader {
 pub struct WriteRequest {
     /// Ranges and counts.
     pub header: WriteHeader,
+    /// It was sent before and lost on the way: Redis may have lost its online values as well.
+    pub again: bool,
     /// Feature rows a part, see [`super::feature_row_schema`].
     pub rows: Vec<RecordBatch>,
     /// Dead letters a part, see [`super::dead_letter_schema`].
@@ -65,6 +69,13 @@ pub enum QueueRequest {
     Open(OpenRequest),
     /// Write the effect of a batch.
     Write(WriteRequest),
+    /// An operator has decided how a source goes on.
+    Adopt {
+        /// Which.
+        source: SourceName,
+        /// Where.
+        at: AdoptAt,
+    },
     /// An entry that nobody can read; it is answered so that nobody waits for it.
     Unreadable(String),
 }
@@ -143,6 +154,11 @@ pub enum QueueReply {
         /// In the order of the write's parts.
         verdicts: Vec<PartVerdict>,
     },
+    /// To an adoption.
+    Adopted {
+        /// Whether the store knows the source.
+        known: bool,
+    },
     /// The store cannot take this entry, now or ever; its sources halt.
     Refused {
         /// One sentence for the operator.
@@ -154,8 +170,69 @@ pub enum QueueReply {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Applied {
-    /// Entry id, list to answer on, round, answer.
-    pub answers: Vec<(String, String, u64, QueueReply)>,
+    /// In the order of the queue.
+    pub entries: Vec<AppliedEntry>,
+    /// The last batch that is durable.
+    pub durable_to: i64,
+}
+
+/// One entry that was decided.
+#[derive(Debug)]
+pub struct AppliedEntry {
+    /// The entry's id in the Redis stream.
+    pub id: String,
+    /// The list that the answer goes to.
+    pub reply_to: String,
+    /// Echoed in the answer.
+    pub round: u64,
+    /// The answer.
+    pub reply: QueueReply,
+    /// What the online store must hold before the answer is given.
+    pub online: Option<OnlineDuty>,
+    /// The entry is kept aside instead of deleted: the store died over it.
+    pub quarantine: bool,
+}
+
+/// What of a write has to be seen to in the online store once it is durable.
+#[derive(Debug)]
+pub struct OnlineDuty {
+    /// Redis' generation when the sender wrote the online values: another one now means that they
+    /// are written again.
+    pub generation: String,
+    /// They are written again in any case.
+    pub again: bool,
+    /// The rows that became durable.
+    pub parts: Vec<DurablePart>,
+    /// Values that may be online though their rows were refused.
+    pub repairs: Vec<Repair>,
+}
+
+/// The rows of one part that became durable.
+#[derive(Debug)]
+pub struct DurablePart {
+    /// Its source.
+    pub source: SourceName,
+    /// The small integer of the source.
+    pub source_no: i32,
+    /// The token under which it was written.
+    pub token: Token,
+    /// The rows, see [`super::feature_row_schema`].
+    pub rows: RecordBatch,
+}
+
+/// A value that must not be online, and what takes its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Repair {
+    /// Whose value.
+    pub entity_id: String,
+    /// Of which feature.
+    pub feature_name: String,
+    /// The value's place in the version order.
+    pub refused: Version,
+    /// The newest value of the feature of this entity, with the number of the token that wrote it.
+    pub newest: Option<(OnlineValue, u32)>,
+    /// The newest value of the feature over all entities, likewise.
+    pub newest_of_feature: Option<(OnlineValue, u32)>,
 }
 
 /// A read of DuckDB, through the queue.

@@ -18,7 +18,7 @@ use crate::{
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     messages::{Drain, ReadReply, ReadRequest},
-    protocol::source::SourceName,
+    protocol::source::{AdoptAt, SourceName},
     queue::{Keys, RedisLink},
     store::audit::{Audit, Check},
     supervision::{Fatal, Link, Registry},
@@ -34,6 +34,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, mpsc};
+
+/// How long an operator waits for the store.
+const OPERATOR_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A part of the system that a process can play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -114,6 +117,19 @@ impl NodeView {
     pub async fn read(&self, request: &ReadRequest) -> anyhow::Result<(ReadReply, Vec<u8>)> {
         let redis = self.redis.as_ref().context("this node has no Redis to ask through")?;
         redis_queue::ask(redis, &self.keys, request, Duration::from_secs(60)).await
+    }
+
+    /// Has the store note an operator's decision on a source; `false` when it knows no such source.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn adopt(&self, source: &SourceName, at: AdoptAt) -> anyhow::Result<bool> {
+        let redis = self.redis.as_ref().context("this node has no Redis to ask through")?;
+        let known = redis_queue::adopt(redis, &self.keys, source, at, OPERATOR_DEADLINE).await?;
+        if let Some(ingest) = &self.ingest {
+            ingest.tell(Command::AskAgain);
+        }
+        Ok(known)
     }
 
     /// The audit of ledger, tables and online store, with what this node knows of the broker.

@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
+    online::marks,
     queue::{self, Keys, RedisLink},
     service,
     store::database::DatabaseOptions,
@@ -26,7 +27,7 @@ use anyhow::{Context, bail};
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -97,12 +98,11 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         "" => None,
         url => Some(RedisLink::new(url).context("`redis.url`")?),
     };
-    let generation = match &redis {
-        Some(redis) => queue::generation(redis, &keys)
+    if let Some(redis) = &redis {
+        queue::wait_loaded(redis)
             .await
-            .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?,
-        None => String::new(),
-    };
+            .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?;
+    }
     if embedded_kafka.is_none()
         && config.kafka.create_topics
         && !(roles.len() == 1 && roles.contains(&Role::Store))
@@ -120,11 +120,17 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         fatal,
         acknowledged: Arc::default(),
         credit: Arc::new(Semaphore::new(total_credit)),
-        generation: Arc::new(Mutex::new(generation)),
+        generation: Arc::default(),
         config: config.clone(),
         redis: redis.clone(),
     };
-    let writer = if roles.contains(&Role::Store) { Some(start_store(&shared)?) } else { None };
+    let writer =
+        if roles.contains(&Role::Store) { Some(start_store(&shared, &keys).await?) } else { None };
+    // After the store has looked at Redis: it may have set a new one.
+    if let Some(redis) = &redis {
+        *shared.generation.lock().unwrap_or_else(PoisonError::into_inner) =
+            queue::generation(redis, &keys).await?;
+    }
     let accumulator = Link::default();
     let python = Arc::new(PythonStatus::default());
     let ephemeral = embedded_kafka.as_ref().map(|k| k.cluster_id().to_owned());
@@ -220,7 +226,7 @@ fn embed_kafka(
     Ok(Some(kafka))
 }
 
-fn start_store(shared: &Shared) -> anyhow::Result<Arc<WriterThread>> {
+async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterThread>> {
     let Shared { config, registry, fatal, .. } = shared;
     let redis = shared.redis()?;
     let (server, writer) = (Link::default(), Link::default());
@@ -231,13 +237,25 @@ fn start_store(shared: &Shared) -> anyhow::Result<Arc<WriterThread>> {
         server: server.clone(),
         fatal: fatal.clone(),
     })?);
+    // Before any work begins here: another database behind this namespace, or data that Redis lost.
+    let critical = marks::fingerprint(&config.streams);
+    let mut connection = redis.manager().await?;
+    let (id, last) = (thread.database_id(), thread.durable_to());
+    marks::look(&mut connection, keys, id, last, &critical).await?;
     let adopted = thread.clone();
     registry.supervise("duckdb_writer", writer.clone(), RestartPolicy::default(), move || {
         DuckDbWriter::new(adopted.clone())
     });
     let (config, redis, adopted) = (config.clone(), redis.clone(), thread.clone());
+    let fatal = fatal.clone();
     registry.supervise("redis_queue_server", server, RestartPolicy::default(), move || {
-        RedisQueueServer::new(config.clone(), redis.clone(), writer.clone(), adopted.clone())
+        RedisQueueServer::new(
+            config.clone(),
+            redis.clone(),
+            writer.clone(),
+            adopted.clone(),
+            fatal.clone(),
+        )
     });
     Ok(thread)
 }

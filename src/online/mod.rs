@@ -8,13 +8,23 @@
 //! Both are written by one atomic script that never lets an older version win, however writes are
 //! repeated or reordered. A batch is first reduced to the newest value a key.
 
+pub mod marks;
+mod repair;
+
+pub use repair::repair;
+
 use crate::{
+    config::StreamConfig,
     messages::OnlineValue,
     protocol::{
         source::{Position, SourceName, Token},
         version::Version,
     },
     queue::Keys,
+};
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType},
 };
 use redis::{Script, aio::ConnectionManager};
 use serde_json::json;
@@ -91,10 +101,44 @@ pub async fn write(
     promise: &Promise<'_>,
     values: &[OnlineValue],
 ) -> redis::RedisResult<OnlineOutcome> {
-    let script = Script::new(SCRIPT);
     let promise = json!({ "to": promise.to, "script_sha256": promise.script_sha256 }).to_string();
+    let owner = Owner { source: source.0.as_ref(), token: &token.to_string(), promise: &promise };
+    let values: Vec<_> = values.iter().map(|value| (value, token.number)).collect();
+    invoke(connection, keys, generation, &owner, &values).await
+}
+
+/// Puts values online again that are durable, each with the number of the token that wrote it. No
+/// token is asked for: what is in DuckDB belongs online, whoever owns the source now.
+///
+/// # Errors
+/// Redis' word; any of the values may or may not be online then, which is harmless.
+pub async fn restore(
+    connection: &mut ConnectionManager,
+    keys: &Keys,
+    generation: &str,
+    values: &[(&OnlineValue, u32)],
+) -> redis::RedisResult<OnlineOutcome> {
+    let nobody = Owner { source: "", token: "", promise: "" };
+    invoke(connection, keys, generation, &nobody, values).await
+}
+
+/// Who writes, as the script wants it; an empty source is the store itself.
+struct Owner<'a> {
+    source: &'a str,
+    token: &'a str,
+    promise: &'a str,
+}
+
+async fn invoke(
+    connection: &mut ConnectionManager,
+    keys: &Keys,
+    generation: &str,
+    owner: &Owner<'_>,
+    values: &[(&OnlineValue, u32)],
+) -> redis::RedisResult<OnlineOutcome> {
+    let script = Script::new(SCRIPT);
     let mut chunks = values.chunks(FIELDS_A_CALL).peekable();
-    let empty: &[OnlineValue] = &[];
+    let empty: &[(&OnlineValue, u32)] = &[];
     // Even without values the token is checked and the promise recorded.
     let first = if chunks.peek().is_none() { Some(empty) } else { None };
     let mut pipeline = redis::pipe();
@@ -102,12 +146,12 @@ pub async fn write(
         let mut call = script.prepare_invoke();
         call.arg(keys.namespace())
             .arg(generation)
-            .arg(source.0.as_ref())
-            .arg(token.to_string())
-            .arg(&promise)
+            .arg(owner.source)
+            .arg(owner.token)
+            .arg(owner.promise)
             .arg(chunk.len());
-        for value in chunk {
-            let packed = value.version.pack(token.number);
+        for (value, token_number) in chunk {
+            let packed = value.version.pack(*token_number);
             call.arg(&value.entity_id)
                 .arg(&value.feature_name)
                 .arg(format_value(value.value))
@@ -135,6 +179,61 @@ fn outcome(answers: &[String]) -> OnlineOutcome {
     } else {
         OnlineOutcome::Written
     }
+}
+
+/// Whether a feature that comes from `source` is served online: when its stream says so, or, for
+/// sources that belong to no stream, when any stream does.
+#[must_use]
+pub fn is_critical(streams: &[StreamConfig], source: &str, feature: &str) -> bool {
+    match streams.iter().find(|s| belongs(source, &s.name)) {
+        Some(stream) => stream.is_critical(feature),
+        None => source.starts_with("writes:") && streams.iter().any(|s| s.is_critical(feature)),
+    }
+}
+
+/// `kafka:<stream>/…` belongs to the stream.
+fn belongs(source: &str, stream: &str) -> bool {
+    let Some((kind, rest)) = source.split_once(':') else { return false };
+    kind != "writes"
+        && rest.strip_prefix(stream).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The newest value of each critical feature among rows of one source, see
+/// [`crate::messages::feature_row_schema`].
+#[must_use]
+pub fn newest_of_rows(
+    is_critical: impl Fn(&str) -> bool,
+    source_no: i32,
+    rows: &RecordBatch,
+) -> Vec<OnlineValue> {
+    if rows.num_rows() == 0 {
+        return Vec::new();
+    }
+    let (entities, features) =
+        (rows.column(0).as_string::<i32>(), rows.column(1).as_string::<i32>());
+    let values = rows.column(2).as_primitive::<Float64Type>();
+    let times = rows.column(3).as_primitive::<TimestampMicrosecondType>().values();
+    let made = rows.column(4).as_primitive::<TimestampMicrosecondType>().values();
+    let positions = rows.column(6).as_primitive::<Int64Type>().values();
+    let subs = rows.column(7).as_primitive::<Int32Type>().values();
+    let mut critical: HashMap<&str, bool> = HashMap::new();
+    let mut newest = Newest::default();
+    for i in 0..rows.num_rows() {
+        let feature = features.value(i);
+        if !*critical.entry(feature).or_insert_with(|| is_critical(feature)) {
+            continue;
+        }
+        let version = Version {
+            event_timestamp: times[i],
+            created_at: made[i],
+            source_no,
+            pos: positions[i],
+            sub: subs[i],
+        };
+        let value = values.is_valid(i).then(|| values.value(i));
+        newest.offer(entities.value(i), feature, value, version);
+    }
+    newest.into_values()
 }
 
 /// Keeps the newest value of each (entity, feature).
@@ -180,6 +279,15 @@ impl<'a> Newest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_belongs_to_the_stream_of_its_name_only() {
+        assert!(belongs("kafka:clicks/user-events/0", "clicks"));
+        assert!(belongs("replay:clicks/x", "clicks"));
+        assert!(!belongs("kafka:clicks2/user-events/0", "clicks"));
+        assert!(!belongs("kafka:features/clicks/0", "clicks"));
+        assert!(!belongs("writes:clicks", "clicks"), "that is a namespace");
+    }
 
     fn version(event_timestamp: i64, pos: i64) -> Version {
         Version { event_timestamp, created_at: 0, source_no: 1, pos, sub: 0 }

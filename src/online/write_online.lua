@@ -1,15 +1,17 @@
 -- Writes the newest values of one part of a batch; all of them or none.
--- ARGV: namespace, generation, source, token, promise (JSON), number of values, then for each
+-- ARGV: namespace, generation, source (empty: the store, which needs no token), token, promise (JSON), number of values, then for each
 -- value: entity, feature, value, event timestamp, version (72 hexadecimal digits whose order is the
 -- version order). Answers 'OK', 'FENCED' (another owner) or 'GENERATION' (Redis lost everything).
 local ns = ARGV[1]
 if redis.call('GET', ns .. ':generation') ~= ARGV[2] then
   return 'GENERATION'
 end
-if redis.call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then
-  return 'FENCED'
+if ARGV[3] ~= '' then
+  if redis.call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then
+    return 'FENCED'
+  end
+  redis.call('HSET', ns .. ':promised', ARGV[3], ARGV[5])
 end
-redis.call('HSET', ns .. ':promised', ARGV[3], ARGV[5])
 local newest = {}
 local at = 7
 for _ = 1, tonumber(ARGV[6]) do

@@ -39,6 +39,19 @@ impl SourceName {
         let (_stream, topic, partition) = (parts.next()?, parts.next()?, parts.next()?);
         Some((topic, partition.parse().ok()?))
     }
+
+    /// Whether both are partitions of one topic in one stream.
+    #[must_use]
+    pub fn is_sibling_of(&self, other: &Self) -> bool {
+        let family = |s: &Self| {
+            s.kafka_partition()
+                .is_some()
+                .then(|| s.0.rsplit_once('/'))
+                .flatten()
+                .map(|(f, _)| f.to_owned())
+        };
+        self != other && family(self).is_some_and(|mine| family(other) == Some(mine))
+    }
 }
 
 impl fmt::Display for SourceName {
@@ -99,6 +112,48 @@ pub struct OpenRequest {
     /// A broker that lives and dies with its node: other attributes mean a new log, not a
     /// recreated topic, and the store adopts it by itself.
     pub ephemeral: bool,
+    /// Partitions that the topic has, for the rule of [`super::new_partition`].
+    #[serde(default)]
+    pub partitions: Option<i32>,
+    /// High watermarks of older partitions when this one was discovered.
+    #[serde(default)]
+    pub ends: Vec<(SourceName, Position)>,
+}
+
+/// Where a source goes on when an operator has adopted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdoptAt {
+    /// At DuckDB's position, whatever cluster or topic id it has now: the log was moved with its
+    /// offsets, or what stood in the way was put aside.
+    Here,
+    /// At the oldest record that the broker has, as a new log.
+    Earliest,
+    /// At the end of the broker's log, as a new log.
+    Latest,
+}
+
+impl AdoptAt {
+    /// Its name in the table and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Earliest => "earliest",
+            Self::Latest => "latest",
+        }
+    }
+}
+
+impl std::str::FromStr for AdoptAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Here, Self::Earliest, Self::Latest]
+            .into_iter()
+            .find(|at| at.name() == text)
+            .ok_or_else(|| format!("`{text}`: there are here, earliest and latest"))
+    }
 }
 
 /// Values of positions before `to` may be online though DuckDB does not have them yet. The next
@@ -127,6 +182,12 @@ pub enum OpenReply {
         #[serde(default)]
         promised: Option<Promised>,
     },
+    /// A partition that came later: these older ones must first pass the ends that they had when it
+    /// was discovered. Ask again, and say their ends.
+    Waiting {
+        /// Which.
+        older: Vec<SourceName>,
+    },
     /// Reading on would lose or double records: an operator must decide.
     Halted {
         /// One sentence for the operator.
@@ -154,28 +215,31 @@ pub fn halt_reason(
     if differs(&known.cluster_id, &attributes.cluster_id) {
         return Some(format!(
             "{source} belongs to another Kafka cluster than before ({} instead of {}): connect to the \
-             old cluster, or read the topic as a source of another stream name",
+             old cluster, or say `millstream sources adopt {source} --at here` (the same log elsewhere) or \
+             `--at earliest` (another log)",
             attributes.cluster_id.as_deref().unwrap_or("?"),
             known.cluster_id.as_deref().unwrap_or("?"),
         ));
     }
     if differs(&known.topic_id, &attributes.topic_id) {
         return Some(format!(
-            "the topic of {source} was deleted and made again since position {next_pos}: read it from \
-             its start under another stream name"
+            "the topic of {source} was deleted and made again since position {next_pos}: `millstream \
+             sources adopt {source} --at earliest` reads it from its start"
         ));
     }
     if next_pos < *low {
         return Some(format!(
             "{source}: the broker's retention has passed position {next_pos} (its log starts at \
-             {low}): {} records are gone",
+             {low}): {} positions are gone; `millstream sources adopt {source} --at earliest` goes on \
+             without them",
             low - next_pos
         ));
     }
     if next_pos > *high {
         return Some(format!(
             "{source}: DuckDB has positions up to {next_pos}, but the broker's log ends at {high}: it \
-             was truncated or restored"
+             was truncated or restored; `millstream sources adopt {source} --at earliest` or `--at \
+             latest` takes it as a new log"
         ));
     }
     None
@@ -197,6 +261,8 @@ mod tests {
             low,
             high,
             ephemeral: false,
+            partitions: None,
+            ends: Vec::new(),
         }
     }
 
@@ -204,6 +270,10 @@ mod tests {
     fn a_kafka_source_tells_its_partition() {
         assert_eq!(SourceName::kafka("s", "a.b-c", 7).kafka_partition(), Some(("a.b-c", 7)));
         assert_eq!(SourceName("upload:x".into()).kafka_partition(), None);
+        let source = SourceName::kafka("s", "t", 1);
+        assert!(source.is_sibling_of(&SourceName::kafka("s", "t", 2)));
+        assert!(!source.is_sibling_of(&source));
+        assert!(!source.is_sibling_of(&SourceName::kafka("s2", "t", 2)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::messages::{
     DeadLetter, QueueReply, QueueRequest, WriteHeader, WriteRequest, dead_letter_schema,
     dead_letters_to_arrow, feature_row_schema,
 };
-use crate::protocol::source::OpenRequest;
+use crate::protocol::source::{AdoptAt, OpenRequest, SourceName};
 use arrow::{
     array::RecordBatch,
     datatypes::SchemaRef,
@@ -33,6 +33,14 @@ pub struct Answer {
 /// When it is no JSON, which is a defect.
 pub fn encode_open(open: &OpenRequest) -> anyhow::Result<Fields> {
     Ok(vec![("kind", b"open".to_vec()), ("head", serde_json::to_vec(open)?)])
+}
+
+/// An adoption as fields.
+///
+/// # Errors
+/// When it is no JSON, which is a defect.
+pub fn encode_adopt(source: &SourceName, at: AdoptAt) -> anyhow::Result<Fields> {
+    Ok(vec![("kind", b"adopt".to_vec()), ("head", serde_json::to_vec(&(source, at))?)])
 }
 
 /// A write as fields: part `i` of the header has `rows[i]` and `dead[i]`.
@@ -87,6 +95,10 @@ fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
     };
     match bytes("kind")? {
         b"open" => Ok(QueueRequest::Open(serde_json::from_slice(bytes("head")?)?)),
+        b"adopt" => {
+            let (source, at) = serde_json::from_slice(bytes("head")?)?;
+            Ok(QueueRequest::Adopt { source, at })
+        }
         b"write" => {
             let header: WriteHeader = serde_json::from_slice(bytes("head")?)?;
             let parts = header.parts.len();
@@ -95,7 +107,12 @@ fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
                 Ok(dead) => read_ipc(dead, &dead_letter_schema(), parts)?,
                 Err(_) => vec![RecordBatch::new_empty(dead_letter_schema()); parts],
             };
-            Ok(QueueRequest::Write(WriteRequest { header, rows, dead }))
+            Ok(QueueRequest::Write(WriteRequest {
+                header,
+                again: bytes("again").is_ok(),
+                rows,
+                dead,
+            }))
         }
         other => anyhow::bail!("unknown kind {:?}", String::from_utf8_lossy(other)),
     }

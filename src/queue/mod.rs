@@ -4,17 +4,20 @@
 //!
 //! | field | content |
 //! |---|---|
-//! | `kind` | `open` or `write` |
+//! | `kind` | `open`, `write` or `adopt` |
 //! | `to` | the list that the answer is pushed to |
 //! | `round` | echoed in the answer |
-//! | `head` | JSON: an open request, or the ranges and counts of a write |
+//! | `again` | there when a write is sent a second time, because its entry was lost |
+//! | `head` | JSON: an open request, the ranges and counts of a write, or an adoption |
 //! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
 
 mod codec;
 mod connection;
 
-pub use codec::{Answer, decode_entry, decode_reply, encode_open, encode_reply, encode_write};
+pub use codec::{
+    Answer, decode_entry, decode_reply, encode_adopt, encode_open, encode_reply, encode_write,
+};
 pub use connection::{RETRY, RedisLink, blocking_connection};
 
 /// The consumer group of the `store` role on the queue and on the reads.
@@ -32,6 +35,51 @@ pub async fn generation(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<St
     let () = redis::cmd("SET").arg(&key).arg(fresh).arg("NX").query_async(&mut connection).await?;
     redis::cmd("GET").arg(&key).query_async(&mut connection).await
 }
+
+/// How long a Redis that loads its data at its start is waited for between two looks.
+const LOADING_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Waits while Redis loads its data; and makes sure that it never throws any of it away.
+///
+/// # Errors
+/// When Redis does not answer, or evicts keys when its memory is full.
+pub async fn wait_loaded(redis: &RedisLink) -> anyhow::Result<()> {
+    let mut connection = redis.manager().await?;
+    let mut told = false;
+    loop {
+        let asked: redis::RedisResult<Vec<String>> = redis::cmd("CONFIG")
+            .arg("GET")
+            .arg("maxmemory-policy")
+            .query_async(&mut connection)
+            .await;
+        match asked {
+            Ok(policy) => {
+                let policy = policy.get(1).map_or("noeviction", String::as_str);
+                anyhow::ensure!(
+                    policy == "noeviction",
+                    "Redis evicts keys when its memory is full (maxmemory-policy {policy}), which would lose writes \
+                     that wait on the queue: set it to noeviction"
+                );
+                return Ok(());
+            }
+            Err(error) if error.code() == Some("LOADING") || error.kind() == LOADING => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("Redis loads its data; waiting for it");
+                }
+                tokio::time::sleep(LOADING_RETRY).await;
+            }
+            // A managed Redis may hide its settings.
+            Err(error) if !error.is_io_error() => {
+                tracing::warn!(%error, "Redis does not tell its maxmemory-policy; it must be noeviction");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The kind of error that Redis gives while it loads.
+const LOADING: redis::ErrorKind = redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading);
 
 /// Names of the keys of one namespace.
 #[derive(Debug, Clone)]
@@ -84,6 +132,30 @@ impl Keys {
     #[must_use]
     pub fn generation(&self) -> String {
         self.key("generation")
+    }
+
+    /// The generation whose online store is complete.
+    #[must_use]
+    pub fn rebuilt(&self) -> String {
+        self.key("rebuilt")
+    }
+
+    /// Batches up to this one are online.
+    #[must_use]
+    pub fn online_to(&self) -> String {
+        self.key("online_to")
+    }
+
+    /// Hash: source → what its last owner may have shown online, as JSON.
+    #[must_use]
+    pub fn promised(&self) -> String {
+        self.key("promised")
+    }
+
+    /// Stream of entries that were put aside for a person to look at.
+    #[must_use]
+    pub fn quarantine(&self) -> String {
+        self.key("quarantine")
     }
 
     /// Sorted set of the leases of Python workers by expiry.

@@ -3,6 +3,7 @@
 use crate::{
     messages::{ReadReply, ReadRequest},
     node::NodeView,
+    protocol::source::{AdoptAt, SourceName},
     report::Report,
     telemetry,
 };
@@ -28,6 +29,16 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct QueryBody {
     /// One SELECT.
     pub sql: String,
+}
+
+/// Body of `POST /api/sources/adopt`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptBody {
+    /// The source's name.
+    pub source: SourceName,
+    /// Where it goes on.
+    pub at: AdoptAt,
 }
 
 /// Parameters of `POST /api/verify`.
@@ -59,6 +70,7 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         )
         .route("/api/query", post(query))
         .route("/api/verify", post(verify))
+        .route("/api/sources/adopt", post(adopt))
         .with_state(view);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -122,6 +134,17 @@ async fn query(State(view): State<NodeView>, Json(QueryBody { sql }): Json<Query
             problem(status, reason)
         }
         Ok((_, bytes)) => ([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
+    }
+}
+
+async fn adopt(
+    State(view): State<NodeView>,
+    Json(AdoptBody { source, at }): Json<AdoptBody>,
+) -> Response {
+    match view.adopt(&source, at).await {
+        Ok(true) => Json(serde_json::json!({ "source": source, "at": at })).into_response(),
+        Ok(false) => problem(StatusCode::NOT_FOUND, format!("the store knows no source {source}")),
         Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
     }
 }

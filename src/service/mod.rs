@@ -4,7 +4,7 @@ mod grpc;
 mod http;
 
 pub use grpc::serve as grpc;
-pub use http::{QueryBody, serve as http};
+pub use http::{AdoptBody, QueryBody, serve as http};
 
 use anyhow::Context;
 use std::net::SocketAddr;

@@ -3,7 +3,6 @@
 //! Each check is one question that gives the rows that break it; none is the good answer.
 
 use super::StoreError;
-use crate::protocol::version::Version;
 use duckdb::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -181,19 +180,19 @@ pub fn check(
     in_snapshot(connection, || {
         let sql = "SELECT coalesce(max(batch_seq), 0) FROM ingest_ledger";
         let last =
-            connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::Statement)?;
+            connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::of_statement)?;
         Ok((ask(connection, after_batch_seq)?, last))
     })
 }
 
 /// One snapshot for all questions: batches that land meanwhile do not count.
-fn in_snapshot<T>(
+pub(super) fn in_snapshot<T>(
     connection: &Connection,
     work: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    connection.execute_batch("BEGIN TRANSACTION READ ONLY").map_err(StoreError::Statement)?;
+    connection.execute_batch("BEGIN TRANSACTION READ ONLY").map_err(StoreError::of_statement)?;
     let result = work();
-    connection.execute_batch("ROLLBACK").map_err(StoreError::Statement)?;
+    connection.execute_batch("ROLLBACK").map_err(StoreError::of_statement)?;
     result
 }
 
@@ -202,11 +201,11 @@ fn ask(connection: &Connection, after: i64) -> Result<Vec<Check>, StoreError> {
     for (id, holds, sql) in QUESTIONS {
         let sql =
             format!("SELECT * FROM ({}) LIMIT {SHOWN}", sql.replace("?1", &after.to_string()));
-        let mut statement = connection.prepare(&sql).map_err(StoreError::Statement)?;
+        let mut statement = connection.prepare(&sql).map_err(StoreError::of_statement)?;
         let broken = statement
             .query_map([], |row| row.get::<_, String>(0))
             .and_then(Iterator::collect::<duckdb::Result<Vec<_>>>)
-            .map_err(StoreError::Statement)?;
+            .map_err(StoreError::of_statement)?;
         checks.push(Check::of(id, &broken, holds));
     }
     Ok(checks)
@@ -241,55 +240,16 @@ fn totals(connection: &Connection) -> Result<Totals, StoreError> {
                 })
             },
         )
-        .map_err(StoreError::Statement)
+        .map_err(StoreError::of_statement)
 }
 
-/// The newest row of one feature of one entity, as DuckDB knows it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NewestValue {
-    /// Whose value.
-    pub entity_id: String,
-    /// Of which feature.
-    pub feature_name: String,
-    /// `None`: the value is null.
-    pub value: Option<f64>,
-    /// Its place in the version order.
-    pub version: Version,
-}
-
-/// The newest row of every entity and feature in the version order, with the name of its source.
+/// Up to which batch the books were audited and found clean.
 ///
 /// # Errors
 /// [`StoreError::Statement`].
-pub fn newest_values(connection: &Connection) -> Result<Vec<(String, NewestValue)>, StoreError> {
-    let mut statement = connection
-        .prepare(
-            "SELECT source, entity_id, feature_name, value, epoch_us(event_timestamp), epoch_us(created_at),
-                    source_no, pos, sub
-             FROM features_table JOIN sources USING (source_no)
-             QUALIFY row_number() OVER (PARTITION BY entity_id, feature_name
-                 ORDER BY event_timestamp DESC, created_at DESC, source_no DESC, pos DESC, sub DESC) = 1",
-        )
-        .map_err(StoreError::Statement)?;
-    let rows = statement
-        .query_map([], |row| {
-            let version = Version {
-                event_timestamp: row.get(4)?,
-                created_at: row.get(5)?,
-                source_no: row.get(6)?,
-                pos: row.get(7)?,
-                sub: row.get(8)?,
-            };
-            let newest = NewestValue {
-                entity_id: row.get(1)?,
-                feature_name: row.get(2)?,
-                value: row.get(3)?,
-                version,
-            };
-            Ok((row.get(0)?, newest))
-        })
-        .map_err(StoreError::Statement)?;
-    rows.collect::<duckdb::Result<_>>().map_err(StoreError::Statement)
+pub fn audited_to(connection: &Connection) -> Result<i64, StoreError> {
+    let sql = "SELECT coalesce(max(audited_to_batch_seq), 0) FROM service_meta";
+    connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::of_statement)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Opening the database file.
+//! Opening the database file, and opening it again.
 
-use super::{StoreError, lock::StoreLock, schema};
+use super::{StoreError, lock::StoreLock, readers::Readers, schema};
 use crate::config::Config;
 use duckdb::Connection;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,9 @@ impl DatabaseOptions {
 /// The open database. The lock is dropped after the last connection.
 #[derive(Debug)]
 pub struct Database {
-    connection: Connection,
+    /// `None` only inside [`Database::reopen`].
+    connection: Option<Connection>,
+    readers: Readers,
     options: DatabaseOptions,
     _lock: StoreLock,
 }
@@ -46,23 +48,52 @@ impl Database {
             std::fs::create_dir_all(folder).map_err(|e| open_error(&options.file, &e))?;
         }
         let lock = StoreLock::take(&options.file)?;
-        let connection = connect(&options)?;
-        connection.execute_batch(schema::DDL).map_err(|e| open_error(&options.file, &e))?;
-        Ok(Self { connection, options, _lock: lock })
+        let mut database =
+            Self { connection: None, readers: Readers::default(), options, _lock: lock };
+        database.connect()?;
+        Ok(database)
+    }
+
+    /// Closes every connection, whoever holds it, and opens the file again: only so can it be known
+    /// whether a COMMIT that reported an error has happened. The lock stays taken all the while.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`]: nothing is open then; this can be tried again.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        // Two instances of DuckDB on one file would ruin it: readers first, and waited for.
+        self.readers.close();
+        self.connection = None;
+        self.connect()
+    }
+
+    fn connect(&mut self) -> Result<(), StoreError> {
+        let connection = connect(&self.options)?;
+        connection.execute_batch(schema::DDL).map_err(|e| open_error(&self.options.file, &e))?;
+        let for_readers = connection.try_clone().map_err(StoreError::of_statement)?;
+        self.connection = Some(connection);
+        self.readers.open(for_readers);
+        Ok(())
     }
 
     /// The writer's connection.
+    ///
+    /// # Panics
+    /// After a [`Database::reopen`] that failed: the writer tries that until it succeeds, or ends.
     #[must_use]
     pub fn connection(&self) -> &Connection {
-        &self.connection
+        self.connection.as_ref().expect("a database that could not be reopened is not used")
     }
 
-    /// A further connection to the same open database, for reading.
-    ///
-    /// # Errors
-    /// DuckDB's word.
-    pub fn reader(&self) -> Result<Connection, StoreError> {
-        self.connection.try_clone().map_err(StoreError::Statement)
+    /// Where readers get connections to the same open database.
+    #[must_use]
+    pub fn readers(&self) -> Readers {
+        self.readers.clone()
+    }
+
+    /// How it was opened.
+    #[must_use]
+    pub fn options(&self) -> &DatabaseOptions {
+        &self.options
     }
 
     /// Bytes of the file and its write-ahead log.

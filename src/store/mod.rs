@@ -5,16 +5,28 @@
 //! | [`schema`] | the tables |
 //! | [`lock`] | one process a file |
 //! | [`database`] | opening the file |
+//! | [`sources`] | opening, adopting and halting a source |
+//! | [`group`] | what one transaction writes |
+//! | [`isolate`] | the rows of a write that DuckDB refuses become dead letters |
+//! | [`readers`] | connections for readers, which the writer can take back |
+//! | [`attempts`] | which entry was being applied when the store died |
 //! | [`writer`] | opens and writes: rows, dead letters, ledger and watermark in one transaction |
 //! | [`audit`] | ledger against tables, duplicates, online against newest |
+//! | [`newest`] | the newest values, as the online store must have them |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
+pub mod attempts;
 pub mod audit;
 pub mod columns;
 pub mod database;
+pub mod group;
+pub mod isolate;
 pub mod lock;
+pub mod newest;
 pub mod reader;
+pub mod readers;
 pub mod schema;
+pub mod sources;
 pub mod writer;
 
 /// Why the store could not do what it was asked.
@@ -31,8 +43,13 @@ pub enum StoreError {
         /// What its holder wrote into the lock file.
         holder: String,
     },
-    /// A statement failed: the transaction was rolled back, nothing of it happened.
-    #[error("DuckDB refused a statement: {0}")]
+    /// DuckDB refuses the data and would do so again: a constraint, a value that does not fit. The
+    /// transaction was rolled back, nothing of it happened.
+    #[error("DuckDB refuses the data: {0}")]
+    Refused(#[source] duckdb::Error),
+    /// A statement failed for another reason — no room, no memory, a device: the transaction was
+    /// rolled back. The same may work later, after the file was opened again.
+    #[error("a statement failed: {0}")]
     Statement(#[source] duckdb::Error),
     /// COMMIT failed: whether it happened is unknown until the file was opened again.
     #[error("the outcome of a COMMIT is unknown: {0}")]
@@ -48,7 +65,35 @@ pub enum StoreError {
     /// A rule of the protocol is broken; going on would make it worse.
     #[error("the store's books do not balance: {0}")]
     Unbalanced(String),
+    /// The file is being opened again.
+    #[error(transparent)]
+    Closed(readers::Closed),
     /// Columns that should fit do not.
     #[error("columns: {0}")]
     Columns(#[from] arrow::error::ArrowError),
+}
+
+impl StoreError {
+    /// Tells data that DuckDB will never take from trouble of the store's own. DuckDB's C interface
+    /// gives the kind of an error only as the first words of its message.
+    #[must_use]
+    pub fn of_statement(error: duckdb::Error) -> Self {
+        const DATA: [&str; 5] = [
+            "Constraint Error",
+            "Conversion Error",
+            "Invalid Input Error",
+            "Out of Range Error",
+            "Invalid Type Error",
+        ];
+        let text = error.to_string();
+        // An error that spoils the whole database mentions what led to it.
+        let is_data = DATA.iter().any(|kind| text.contains(kind)) && !text.contains("FATAL");
+        if is_data { Self::Refused(error) } else { Self::Statement(error) }
+    }
+
+    /// Whether the file must be opened again before anything of it can be trusted.
+    #[must_use]
+    pub fn needs_reopening(&self) -> bool {
+        matches!(self, Self::UnknownCommit(_) | Self::Statement(_))
+    }
 }

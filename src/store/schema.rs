@@ -16,8 +16,22 @@ CREATE TABLE IF NOT EXISTS sources (
     start_pos   BIGINT NOT NULL,
     cluster_id  VARCHAR,
     topic_id    VARCHAR,
-    updated_at  TIMESTAMPTZ NOT NULL
+    updated_at  TIMESTAMPTZ NOT NULL,
+    -- Partitions of the topic when the source was first opened.
+    topic_partitions INTEGER,
+    -- Why it must not be read, whatever the broker says.
+    halted      VARCHAR,
+    -- What an operator has decided, until the next open carries it out.
+    adopt       VARCHAR
 );
+-- Files of earlier versions.
+ALTER TABLE sources ADD COLUMN IF NOT EXISTS topic_partitions INTEGER;
+ALTER TABLE sources ADD COLUMN IF NOT EXISTS halted VARCHAR;
+ALTER TABLE sources ADD COLUMN IF NOT EXISTS adopt VARCHAR;
+
+-- One row: the database's own name, so that a queue is never served from two databases.
+CREATE TABLE IF NOT EXISTS store_identity (database_id UUID NOT NULL);
+INSERT INTO store_identity SELECT uuid() WHERE NOT EXISTS (FROM store_identity);
 
 -- One row a batch that was applied. n_in = n_kept + n_dead + n_filtered.
 CREATE TABLE IF NOT EXISTS ingest_ledger (

@@ -6,21 +6,21 @@
 //!
 //! A group is decided on a copy of the watermarks, which replaces the original only after COMMIT.
 
-use super::{StoreError, columns, database::Database};
+use super::{
+    StoreError,
+    database::Database,
+    group::Group,
+    isolate::{Isolated, isolate},
+    sources::{self, SourceInfo, Sources},
+};
 use crate::{
-    messages::{PartHeader, PartVerdict, WriteRequest},
+    messages::{PartVerdict, WriteRequest},
     protocol::{
-        apply::{Decision, SourceState, Watermarks},
-        source::{OpenReply, OpenRequest, SourceAttributes, SourceName, Token, halt_reason},
+        apply::{Decision, Watermarks},
+        source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName},
     },
 };
-use arrow::{array::RecordBatch, compute::concat_batches};
 use duckdb::{Connection, params};
-use std::collections::{HashMap, HashSet};
-
-/// Below so many rows a part is copied together with its neighbours before it is appended: DuckDB
-/// takes vectors of 2,048 rows, and a chunk a part would leave most of them empty.
-const CONCAT_BELOW_ROWS: usize = 2_048;
 
 /// What one committed group did.
 #[derive(Debug, Default)]
@@ -39,8 +39,7 @@ pub struct Committed {
 #[derive(Debug)]
 pub struct Writer {
     database: Database,
-    marks: Watermarks,
-    attributes: HashMap<SourceName, SourceAttributes>,
+    sources: Sources,
     next_batch_seq: i64,
     last_stamp_us: i64,
 }
@@ -51,13 +50,8 @@ impl Writer {
     /// # Errors
     /// [`StoreError`]: the file is not readable, or its tables are not what they should be.
     pub fn new(database: Database) -> Result<Self, StoreError> {
-        let mut writer = Self {
-            database,
-            marks: Watermarks::default(),
-            attributes: HashMap::new(),
-            next_batch_seq: 1,
-            last_stamp_us: 0,
-        };
+        let mut writer =
+            Self { database, sources: Sources::default(), next_batch_seq: 1, last_stamp_us: 0 };
         writer.load()?;
         writer.note_opening()?;
         Ok(writer)
@@ -69,40 +63,30 @@ impl Writer {
         &self.database
     }
 
+    /// The small integer of a source.
+    #[must_use]
+    pub fn source_no(&self, source: &SourceName) -> Option<i32> {
+        self.sources.marks.get(source).map(|state| state.source_no)
+    }
+
+    /// The last batch whose effect is durable; 0 when there is none.
+    #[must_use]
+    pub fn last_batch_seq(&self) -> i64 {
+        self.next_batch_seq - 1
+    }
+
+    /// Opens the file again and believes its watermarks.
+    ///
+    /// # Errors
+    /// [`StoreError`]: this can be tried again; until it succeeds the writer must not be used.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        self.database.reopen()?;
+        self.load()
+    }
+
     fn load(&mut self) -> Result<(), StoreError> {
         let connection = self.database.connection();
-        let mut marks = Watermarks::default();
-        let mut attributes = HashMap::new();
-        let mut statement = connection
-            .prepare(
-                "SELECT source_no, source, token::VARCHAR, token_no, next_pos, cluster_id, topic_id
-                 FROM sources
-                 QUALIFY source_no = max(source_no) OVER (PARTITION BY source)",
-            )
-            .map_err(StoreError::Statement)?;
-        let mut rows = statement.query([]).map_err(StoreError::Statement)?;
-        while let Some(row) = rows.next().map_err(StoreError::Statement)? {
-            let read = || -> duckdb::Result<(SourceName, SourceState, SourceAttributes)> {
-                let id: String = row.get(2)?;
-                let id = uuid::Uuid::parse_str(&id).map_err(|e| {
-                    duckdb::Error::FromSqlConversionFailure(
-                        2,
-                        duckdb::types::Type::Text,
-                        Box::new(e),
-                    )
-                })?;
-                let number: i32 = row.get(3)?;
-                let token = Token { id, number: number.cast_unsigned() };
-                let state = SourceState { source_no: row.get(0)?, token, next_pos: row.get(4)? };
-                let attributes =
-                    SourceAttributes { cluster_id: row.get(5)?, topic_id: row.get(6)? };
-                let name: String = row.get(1)?;
-                Ok((SourceName(name.into()), state, attributes))
-            };
-            let (name, state, its) = read().map_err(StoreError::Statement)?;
-            marks.insert(name.clone(), state);
-            attributes.insert(name, its);
-        }
+        let sources = Sources::load(connection)?;
         let (last_seq, last_stamp): (i64, i64) = connection
             .query_row(
                 "SELECT coalesce(max(batch_seq), 0), coalesce(epoch_us(max(committed_at)), 0)
@@ -110,9 +94,8 @@ impl Writer {
                 [],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
-            .map_err(StoreError::Statement)?;
-        self.marks = marks;
-        self.attributes = attributes;
+            .map_err(StoreError::of_statement)?;
+        self.sources = sources;
         self.next_batch_seq = last_seq + 1;
         self.last_stamp_us = self.last_stamp_us.max(last_stamp);
         Ok(())
@@ -127,7 +110,7 @@ impl Writer {
             .connection()
             .execute(sql, params![crate::config::hostname(), pid])
             .map(|_| ())
-            .map_err(StoreError::Statement)
+            .map_err(StoreError::of_statement)
     }
 
     /// Notes that the store was closed in order, and writes the log back into the file.
@@ -142,7 +125,7 @@ impl Writer {
                  WHERE service_epoch = (SELECT max(service_epoch) FROM service_meta);
                  CHECKPOINT;",
             )
-            .map_err(StoreError::Statement)
+            .map_err(StoreError::of_statement)
     }
 
     /// Notes up to which batch the books were audited and found clean.
@@ -153,52 +136,78 @@ impl Writer {
         let sql = "UPDATE service_meta SET audited_to_batch_seq = ?
                    WHERE service_epoch = (SELECT max(service_epoch) FROM service_meta)";
         let connection = self.database.connection();
-        connection.execute(sql, params![to_batch_seq]).map(|_| ()).map_err(StoreError::Statement)
+        connection.execute(sql, params![to_batch_seq]).map(|_| ()).map_err(StoreError::of_statement)
     }
 
-    /// Opens a source: a fresh token, the position to read from.
+    /// The database's own name.
     ///
-    /// | the store knows | answer |
-    /// |---|---|
-    /// | nothing of the name | a new source at `start` |
-    /// | other attributes, and the broker is ephemeral | a new source at `start` under a new number |
-    /// | something that [`halt_reason`] refuses | halted |
-    /// | else | the next token, `next_pos` |
+    /// # Errors
+    /// [`StoreError::Statement`].
+    pub fn database_id(&self) -> Result<String, StoreError> {
+        let sql = "SELECT database_id::VARCHAR FROM store_identity";
+        let connection = self.database.connection();
+        connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::of_statement)
+    }
+
+    /// Opens a source: a fresh token, the position to read from. The rule is [`Sources::decide`].
     ///
     /// # Errors
     /// [`StoreError::Statement`] with nothing changed; [`StoreError::UnknownCommit`].
     pub fn open_source(&mut self, open: &OpenRequest) -> Result<OpenReply, StoreError> {
-        let name = &open.source;
-        let mut attributes = open.attributes.clone();
-        let (token, source_no, next_pos) = match self.marks.get(name) {
-            Some(state) if !(open.ephemeral && self.attributes.get(name) != Some(&attributes)) => {
-                let known = self.attributes.get(name).cloned().unwrap_or_default();
-                if let Some(reason) = halt_reason(&known, state.next_pos, open) {
-                    return Ok(OpenReply::Halted { reason });
-                }
-                attributes.cluster_id = attributes.cluster_id.or(known.cluster_id);
-                attributes.topic_id = attributes.topic_id.or(known.topic_id);
-                let token = Token::after(state.token.number);
-                (token, Some(state.source_no), state.next_pos)
-            }
-            known => (Token::after(known.map_or(0, |s| s.token.number)), None, open.start),
+        let opening = match self.sources.decide(open) {
+            Ok(opening) => opening,
+            Err(answer) => return Ok(answer),
         };
         let source_no = self.in_transaction(|connection| {
-            record_open(connection, open, &attributes, token, source_no, next_pos)
+            sources::record_open(connection, &open.source, &open.owner, &opening)
         })?;
         crate::crash_point!("a_opened");
-        self.marks.insert(name.clone(), SourceState { source_no, token, next_pos });
-        self.attributes.insert(name.clone(), attributes);
+        let (token, next_pos) = (opening.token, opening.next_pos);
+        self.sources.opened(&open.source, opening, source_no);
         Ok(OpenReply::Opened { token, source_no, next_pos, promised: None })
+    }
+
+    /// Notes an operator's decision on a source, which its next open carries out. `false` when there
+    /// is no such source.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`] with nothing changed; [`StoreError::UnknownCommit`].
+    pub fn adopt(&mut self, source: &SourceName, at: AdoptAt) -> Result<bool, StoreError> {
+        self.note(source, |info| info.adopt = Some(at))
+    }
+
+    /// Halts a source until an operator adopts it.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`] with nothing changed; [`StoreError::UnknownCommit`].
+    pub fn halt(&mut self, source: &SourceName, reason: &str) -> Result<bool, StoreError> {
+        self.note(source, |info| info.halted = Some(reason.to_owned()))
+    }
+
+    fn note(
+        &mut self,
+        source: &SourceName,
+        change: impl FnOnce(&mut SourceInfo),
+    ) -> Result<bool, StoreError> {
+        let Some(source_no) = self.source_no(source) else { return Ok(false) };
+        let mut info = self.sources.info.get(source).cloned().unwrap_or_default();
+        change(&mut info);
+        self.in_transaction(|connection| {
+            sources::record_info(connection, source, source_no, &info)
+        })?;
+        self.sources.info.insert(source.clone(), info);
+        Ok(true)
     }
 
     /// Decides on a group of writes and commits the effect of those that apply, all or nothing.
     ///
     /// # Errors
-    /// [`StoreError::Statement`]: rolled back, nothing happened. [`StoreError::UnknownCommit`]:
-    /// only opening the file again can tell. [`StoreError::Unbalanced`]: rolled back; a rule was broken.
+    /// [`StoreError::Refused`]: rolled back, nothing happened; some of the data can never be stored.
+    /// [`StoreError::Statement`]: rolled back; the file must be opened again.
+    /// [`StoreError::UnknownCommit`]: only opening the file again can tell.
+    /// [`StoreError::Unbalanced`]: rolled back; a rule was broken.
     pub fn apply(&mut self, writes: &[&WriteRequest]) -> Result<Committed, StoreError> {
-        let mut trial = self.marks.clone();
+        let mut trial = self.sources.marks.clone();
         let mut group = Group::new(self.stamp(), self.next_batch_seq);
         let mut committed = Committed::default();
         for write in writes {
@@ -227,7 +236,8 @@ impl Writer {
             committed.dead_letters += part.n_dead.cast_unsigned();
         }
         let next_batch_seq = group.next_batch_seq;
-        let marks = &self.marks;
+        let marks = &self.sources.marks;
+        let moved = group.lines.first().map(|line| line.part.source.clone());
         self.in_transaction(|connection| {
             crate::crash_point!("g_begun");
             group.write(connection, marks, &trial)?;
@@ -235,9 +245,38 @@ impl Writer {
             Ok(())
         })?;
         crate::crash_point!("g_committed");
-        self.marks = trial;
+        if let Some(source) = moved {
+            self.check_moved(&source, &trial)?;
+        }
+        self.sources.marks = trial;
         self.next_batch_seq = next_batch_seq;
         Ok(committed)
+    }
+
+    /// A COMMIT of a transaction that was aborted can report success: the watermark tells.
+    fn check_moved(&self, source: &SourceName, after: &Watermarks) -> Result<(), StoreError> {
+        let Some(expected) = after.get(source) else { return Ok(()) };
+        let mut statement = self
+            .database
+            .connection()
+            .prepare_cached("SELECT next_pos FROM sources WHERE source_no = ?")
+            .map_err(StoreError::UnknownCommit)?;
+        let found: Position = statement
+            .query_row(params![expected.source_no], |row| row.get(0))
+            .map_err(StoreError::UnknownCommit)?;
+        if found == expected.next_pos {
+            return Ok(());
+        }
+        let text = format!("{source} is at {found} after a COMMIT to {}", expected.next_pos);
+        Err(StoreError::UnknownCommit(duckdb::Error::ToSqlConversionFailure(text.into())))
+    }
+
+    /// Finds the rows of a write that DuckDB refuses, see [`isolate`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn isolate(&self, write: &WriteRequest) -> Result<Option<Isolated>, StoreError> {
+        isolate(self.database.connection(), write)
     }
 
     /// Each transaction has one stamp, and stamps strictly increase.
@@ -252,10 +291,16 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let connection = self.database.connection();
-        connection.execute_batch("BEGIN TRANSACTION").map_err(StoreError::Statement)?;
+        connection.execute_batch("BEGIN TRANSACTION").map_err(StoreError::of_statement)?;
         match work(connection) {
             Ok(value) => {
+                fail::fail_point!("commit_fails", |_| {
+                    // Nothing happened, and nobody can know.
+                    let _ = connection.execute_batch("ROLLBACK");
+                    Err(unknown())
+                });
                 connection.execute_batch("COMMIT").map_err(StoreError::UnknownCommit)?;
+                fail::fail_point!("commit_succeeds_unseen", |_| Err(unknown()));
                 Ok(value)
             }
             Err(error) => match connection.execute_batch("ROLLBACK") {
@@ -267,196 +312,10 @@ impl Writer {
     }
 }
 
-/// Writes the row of a source that is opened and gives its number.
-fn record_open(
-    connection: &Connection,
-    open: &OpenRequest,
-    attributes: &SourceAttributes,
-    token: Token,
-    source_no: Option<i32>,
-    next_pos: i64,
-) -> Result<i32, StoreError> {
-    let (id, number) = (token.id.to_string(), token.number.cast_signed());
-    let SourceAttributes { cluster_id, topic_id } = attributes;
-    if let Some(source_no) = source_no {
-        let changed = connection
-            .execute(
-                "UPDATE sources SET token = ?, token_no = ?, owner = ?, cluster_id = ?,
-                        topic_id = ?, updated_at = now() WHERE source_no = ?",
-                params![id, number, open.owner, cluster_id, topic_id, source_no],
-            )
-            .map_err(StoreError::Statement)?;
-        return exactly_one(changed, &open.source).map(|()| source_no);
-    }
-    connection
-        .query_row(
-            "INSERT INTO sources
-             SELECT nextval('source_numbers'), ?, ?, ?, ?, ?, ?, ?, ?, now() RETURNING source_no",
-            params![
-                open.source.0.as_ref(),
-                id,
-                number,
-                open.owner,
-                next_pos,
-                next_pos,
-                cluster_id,
-                topic_id
-            ],
-            |row| row.get(0),
-        )
-        .map_err(StoreError::Statement)
-}
-
-fn exactly_one(changed: usize, source: &SourceName) -> Result<(), StoreError> {
-    if changed == 1 {
-        return Ok(());
-    }
-    Err(StoreError::Unbalanced(format!("{changed} rows of `sources` instead of one for {source}")))
-}
-
-/// A ledger line in the making.
-struct Line<'a> {
-    batch_seq: i64,
-    source_no: i32,
-    part: &'a PartHeader,
-    write: &'a WriteRequest,
-}
-
-/// What the transaction of a group will write.
-struct Group<'a> {
-    stamp_us: i64,
-    next_batch_seq: i64,
-    rows: Vec<RecordBatch>,
-    dead: Vec<RecordBatch>,
-    lines: Vec<Line<'a>>,
-}
-
-impl<'a> Group<'a> {
-    fn new(stamp_us: i64, next_batch_seq: i64) -> Self {
-        Self { stamp_us, next_batch_seq, rows: Vec::new(), dead: Vec::new(), lines: Vec::new() }
-    }
-
-    /// Takes part `i` of a write in; its counts must add up.
-    fn add(&mut self, write: &'a WriteRequest, i: usize, source_no: i32) -> Result<(), StoreError> {
-        let part = &write.header.parts[i];
-        let (rows, dead) = (&write.rows[i], &write.dead[i]);
-        let balanced = part.n_in == part.n_kept + part.n_dead + part.n_filtered
-            && part.n_rows == rows.num_rows() as i64
-            && part.n_dead == dead.num_rows() as i64
-            && part.n_in <= part.to - part.from;
-        if !balanced {
-            let detail = format!("the counts of {} [{}, {})", part.source, part.from, part.to);
-            return Err(StoreError::Unbalanced(detail));
-        }
-        let place = columns::Placement {
-            batch_seq: self.next_batch_seq,
-            source_no,
-            stamp_us: self.stamp_us,
-            script_sha256: &write.header.script_sha256,
-        };
-        if rows.num_rows() > 0 {
-            self.rows.push(columns::feature_rows(rows, place)?);
-        }
-        if dead.num_rows() > 0 {
-            self.dead.push(columns::dead_letter_rows(dead, place)?);
-        }
-        self.lines.push(Line { batch_seq: self.next_batch_seq, source_no, part, write });
-        self.next_batch_seq += 1;
-        Ok(())
-    }
-
-    fn write(
-        self,
-        connection: &Connection,
-        before: &Watermarks,
-        after: &Watermarks,
-    ) -> Result<(), StoreError> {
-        append(connection, "features_table", self.rows)?;
-        append(connection, "dead_letters", self.dead)?;
-        let committed_at = chrono::DateTime::from_timestamp_micros(self.stamp_us)
-            .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
-            .ok_or_else(|| StoreError::Unbalanced("the clock is out of range".into()))?;
-        let mut ledger = connection.appender("ingest_ledger").map_err(StoreError::Statement)?;
-        for Line { batch_seq, source_no, part, write } in &self.lines {
-            let header = &write.header;
-            ledger
-                .append_row(params![
-                    batch_seq,
-                    source_no,
-                    part.token.number.cast_signed(),
-                    part.from,
-                    part.to,
-                    part.n_in,
-                    part.n_kept,
-                    part.n_dead,
-                    part.n_filtered,
-                    part.n_rows,
-                    header.transform,
-                    header.script_sha256,
-                    header.node,
-                    committed_at,
-                ])
-                .map_err(StoreError::Statement)?;
-        }
-        ledger.flush().map_err(StoreError::Statement)?;
-        drop(ledger);
-        move_watermarks(connection, &self.lines, before, after, &committed_at)
-    }
-}
-
-/// One UPDATE a source, which must change exactly the row that the decisions were made on.
-fn move_watermarks(
-    connection: &Connection,
-    lines: &[Line<'_>],
-    before: &Watermarks,
-    after: &Watermarks,
-    at: &str,
-) -> Result<(), StoreError> {
-    let mut update = connection
-        .prepare_cached(
-            "UPDATE sources SET next_pos = ?, updated_at = ?::TIMESTAMPTZ
-             WHERE source_no = ? AND token = ?::UUID AND next_pos = ?",
-        )
-        .map_err(StoreError::Statement)?;
-    let sources: HashSet<&SourceName> = lines.iter().map(|line| &line.part.source).collect();
-    for source in sources {
-        let (Some(old), Some(new)) = (before.get(source), after.get(source)) else {
-            return Err(StoreError::Unbalanced(format!(
-                "{source} was applied without being known"
-            )));
-        };
-        let changed = update
-            .execute(params![
-                new.next_pos,
-                at,
-                new.source_no,
-                new.token.id.to_string(),
-                old.next_pos
-            ])
-            .map_err(StoreError::Statement)?;
-        exactly_one(changed, source)?;
-    }
-    Ok(())
-}
-
-/// Appends and flushes: the appender checks its rows only then.
-fn append(
-    connection: &Connection,
-    table: &str,
-    batches: Vec<RecordBatch>,
-) -> Result<(), StoreError> {
-    let Some(first) = batches.first() else { return Ok(()) };
-    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    let batches = if batches.len() > 1 && rows / batches.len() < CONCAT_BELOW_ROWS {
-        vec![concat_batches(&first.schema(), &batches)?]
-    } else {
-        batches
-    };
-    let mut appender = connection.appender(table).map_err(StoreError::Statement)?;
-    for batch in batches {
-        appender.append_record_batch(batch).map_err(StoreError::Statement)?;
-    }
-    appender.flush().map_err(StoreError::Statement)
+/// What an armed failpoint says instead of DuckDB.
+#[cfg(feature = "failpoints")]
+fn unknown() -> StoreError {
+    StoreError::UnknownCommit(duckdb::Error::ToSqlConversionFailure("a failpoint".into()))
 }
 
 #[cfg(test)]

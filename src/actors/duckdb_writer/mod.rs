@@ -7,9 +7,12 @@
 //! The writing itself is done by a thread ([`WriterThread`]) that survives this actor, so that
 //! there are never two writers.
 
+mod reading;
 mod thread;
+mod writing;
 
-pub use thread::{ReadJob, WriterThread, WriterThreadParts};
+pub use reading::ReadJob;
+pub use thread::{WriterThread, WriterThreadParts};
 
 use crate::{messages::QueueEntry, telemetry::StageMeter};
 use actix::{Actor, Context, Handler};

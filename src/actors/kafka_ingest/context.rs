@@ -1,12 +1,25 @@
 //! What librdkafka calls back on the poll thread: rebalances and statistics.
 
-use crate::{kafka::AcknowledgedPositions, telemetry::catalogue as m};
+use super::passing::Fetched;
+use crate::{
+    kafka::AcknowledgedPositions,
+    protocol::source::{Position, SourceName},
+    telemetry::catalogue as m,
+};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     types::RDKafkaRespErr,
 };
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long a revocation waits for answers that are outstanding. The group waits with it; whoever
+/// gets the partitions starts where DuckDB says in any case, so this only saves work.
+const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
 /// A change of the partitions that this node owns.
 #[derive(Debug)]
@@ -24,12 +37,62 @@ pub struct IngestContext {
     pub rebalanced: Mutex<Vec<Rebalanced>>,
     /// What may be committed.
     pub acknowledged: Arc<AcknowledgedPositions>,
+    /// How far each partition's records were handed on; the answers to these are outstanding until
+    /// they are acknowledged.
+    handed_on: Mutex<HashMap<(String, i32), Position>>,
+    /// What the last statistics said of librdkafka's fetching.
+    fetched: Mutex<Vec<Fetched>>,
+}
+
+impl IngestContext {
+    /// Nothing was handed on yet.
+    #[must_use]
+    pub fn new(acknowledged: Arc<AcknowledgedPositions>) -> Self {
+        Self {
+            rebalanced: Mutex::default(),
+            acknowledged,
+            handed_on: Mutex::default(),
+            fetched: Mutex::default(),
+        }
+    }
+
+    /// Records of a source before `to` are on their way.
+    pub fn handed_on(&self, source: SourceName, to: Position) {
+        if let Some((topic, partition)) = source.kafka_partition() {
+            lock(&self.handed_on).insert((topic.to_owned(), partition), to);
+        }
+    }
+
+    /// What statistics have said since the last call.
+    pub fn take_fetched(&self) -> Vec<Fetched> {
+        std::mem::take(&mut *lock(&self.fetched))
+    }
+
+    /// The first of these partitions whose records are on their way without an answer.
+    fn outstanding<'a>(&self, names: &'a [(String, i32)]) -> Option<&'a (String, i32)> {
+        let handed_on = lock(&self.handed_on);
+        names.iter().find(|name| {
+            let acknowledged = self.acknowledged.get(&name.0, name.1);
+            matches!((handed_on.get(name), acknowledged), (Some(to), Some(at)) if at < *to)
+        })
+    }
+}
+
+/// A panicking holder leaves none of these half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ClientContext for IngestContext {
     fn stats(&self, statistics: Statistics) {
         for (topic, stats) in &statistics.topics {
             for (partition, of) in &stats.partitions {
+                lock(&self.fetched).push(Fetched {
+                    topic: topic.clone(),
+                    partition: *partition,
+                    next_offset: of.next_offset,
+                    waiting: of.fetchq_cnt,
+                });
                 if let Some(next) = self.acknowledged.get(topic, *partition)
                     && of.hi_offset >= 0
                 {
@@ -65,7 +128,7 @@ impl ConsumerContext for IngestContext {
         } else {
             self.revoke(consumer, list)
         };
-        self.rebalanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(event);
+        lock(&self.rebalanced).push(event);
     }
 }
 
@@ -90,6 +153,18 @@ impl IngestContext {
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Rebalanced {
         let names = partitions(list);
         if !consumer.assignment_lost() {
+            let until = Instant::now() + REVOKE_WAIT;
+            while let Some((topic, partition)) = self.outstanding(&names) {
+                if Instant::now() >= until {
+                    tracing::info!(
+                        topic,
+                        partition,
+                        "answers are outstanding; its next owner reads on"
+                    );
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
             let mut offsets = TopicPartitionList::new();
             for (topic, partition) in &names {
                 if let Some(next) = self.acknowledged.get(topic, *partition)
@@ -108,6 +183,7 @@ impl IngestContext {
         }
         for (topic, partition) in &names {
             self.acknowledged.forget(topic, *partition);
+            lock(&self.handed_on).remove(&(topic.clone(), *partition));
         }
         if let Err(error) = consumer.incremental_unassign(list) {
             tracing::error!(%error, "the revocation was refused");

@@ -6,8 +6,8 @@ use super::{
     polling::{METER, Polling},
 };
 use crate::{
-    messages::{Credit, SourceBatch},
-    protocol::{accumulator::Part, ticket::Ticket},
+    messages::{Credit, Records, SourceBatch},
+    protocol::{accumulator::Part, source::Position, ticket::Ticket},
     supervision::Undelivered,
     telemetry::catalogue as m,
 };
@@ -49,7 +49,42 @@ impl Polling {
         let LaneState::Reading(reading) = &mut lane.state else { return };
         let size = (reading.chunk.len(), reading.chunk.bytes());
         let Some((records, from, to, polled_at)) = reading.cut(size) else { return };
-        let Opened { token, source_no, .. } = reading.opened;
+        let opened = reading.opened;
+        self.stick(i, opened, (from, to), vec![records], polled_at);
+    }
+
+    /// Moves lanes on over positions that hold no record, so that a log which ends with transaction
+    /// markers is read to its end.
+    pub(super) fn pass_markers(&mut self) {
+        let seen = self.consumer.context().take_fetched();
+        if self.paused {
+            self.passing.forget_all();
+            return;
+        }
+        for fetched in seen {
+            let Some(i) = self.lane_of(&fetched.topic, fetched.partition) else { continue };
+            let lane = &mut self.lanes[i];
+            let LaneState::Reading(reading) = &mut lane.state else {
+                self.passing.forget(&fetched);
+                continue;
+            };
+            let Some(to) = self.passing.observe(&fetched, reading.next) else { continue };
+            if let Some(range) = reading.pass(to) {
+                let opened = reading.opened;
+                self.stick(i, opened, range, Vec::new(), Instant::now());
+            }
+        }
+    }
+
+    fn stick(
+        &mut self,
+        i: usize,
+        Opened { token, source_no, .. }: Opened,
+        (from, to): (Position, Position),
+        records: Vec<Records>,
+        polled_at: Instant,
+    ) {
+        let lane = &self.lanes[i];
         let source = lane.source.clone();
         let ticket = Ticket::new(source.clone(), token, from, to, self.abandon.clone());
         self.stuck.push_back(SourceBatch {
@@ -59,7 +94,7 @@ impl Polling {
             source_no,
             from,
             to,
-            records: vec![records],
+            records,
             ticket,
             credit: Credit::default(),
             polled_at,
@@ -80,8 +115,12 @@ impl Polling {
                 }
             }
             METER.received(rows);
+            let handed = (batch.source.clone(), batch.to);
             match self.parts.accumulator.deliver(batch) {
-                Ok(()) => METER.sent(rows),
+                Ok(()) => {
+                    METER.sent(rows);
+                    self.consumer.context().handed_on(handed.0, handed.1);
+                }
                 Err(Undelivered(mut batch)) => {
                     // The accumulator is between two lives: its credit goes back meanwhile.
                     batch.credit = Credit::default();
@@ -185,6 +224,11 @@ impl Polling {
                 LaneState::Reading(reading) => {
                     s.state = "reading";
                     s.position = Some(reading.next);
+                }
+                LaneState::Waiting { older, .. } => {
+                    s.state = "waiting";
+                    let names: Vec<String> = older.iter().map(ToString::to_string).collect();
+                    s.reason = Some(format!("came later than {}", names.join(", ")));
                 }
                 LaneState::Halted { reason, .. } => {
                     halted += 1;

@@ -5,6 +5,7 @@
 //! | opening | paused | the store answers the open: seeking, or halted |
 //! | seeking | paused | librdkafka accepted the seek: reading |
 //! | reading | flowing, or paused for back-pressure | a ticket comes back unsettled: opening |
+//! | waiting | paused | the store lets it in: it is asked again every moment |
 //! | halted | paused | an operator adopts it: the store is asked again now and then |
 
 use crate::{
@@ -18,6 +19,9 @@ pub const REOPEN_AFTER: Duration = Duration::from_secs(5);
 
 /// A halted source is asked for again after so long, in case that an operator has decided.
 pub const HALTED_RETRY: Duration = Duration::from_secs(15);
+
+/// A partition that waits for older ones is asked for again after so long.
+pub const WAITING_RETRY: Duration = Duration::from_millis(250);
 
 /// One partition.
 #[derive(Debug)]
@@ -54,6 +58,13 @@ pub enum LaneState {
     Seeking(Opened),
     /// Records come in.
     Reading(Reading),
+    /// It came later than others of its topic, which must get on first.
+    Waiting {
+        /// When it was asked last.
+        since: Instant,
+        /// Which.
+        older: Vec<SourceName>,
+    },
     /// An operator must decide.
     Halted {
         /// When it was asked last.
@@ -140,6 +151,17 @@ impl Reading {
         Taken::Kept
     }
 
+    /// Moves on to `to` over positions that hold no record for us — transaction markers, aborted
+    /// records. The range that was passed; `None` when there is a chunk, which will cover it.
+    pub fn pass(&mut self, to: Position) -> Option<(Position, Position)> {
+        if self.chunk_since.is_some() || to <= self.next {
+            return None;
+        }
+        let from = std::mem::replace(&mut self.chunk_from, to);
+        self.next = to;
+        Some((from, to))
+    }
+
     /// Takes the chunk out, with its range.
     pub fn cut(
         &mut self,
@@ -187,6 +209,17 @@ mod tests {
         assert_eq!(take(&mut r, 18), Taken::Kept, "holes in the middle of the flow are the log's");
         let (records, from, to, _) = r.cut((0, 0)).unwrap();
         assert_eq!((records.len(), from, to), (2, 10, 19), "the range covers the holes");
+    }
+
+    #[test]
+    fn positions_without_records_are_passed_once_and_never_over_a_chunk() {
+        let mut r = reading(10);
+        assert_eq!(r.pass(13), Some((10, 13)));
+        assert_eq!(r.pass(13), None);
+        take(&mut r, 13);
+        assert_eq!(r.pass(20), None, "the chunk comes first");
+        let (_, from, to, _) = r.cut((0, 0)).unwrap();
+        assert_eq!((from, to), (13, 14));
     }
 
     #[test]

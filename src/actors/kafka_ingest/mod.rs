@@ -15,6 +15,7 @@
 mod context;
 mod hand_on;
 mod lane;
+mod passing;
 mod poll_thread;
 mod polling;
 
@@ -25,16 +26,26 @@ use crate::{
     config::{Config, StartAt},
     kafka,
     messages::{Acknowledged, CloseSource, OpenSource, SourceOpened},
-    protocol::source::{OpenRequest, SourceAttributes, SourceName},
+    protocol::source::{OpenReply, OpenRequest, Position, SourceAttributes, SourceName},
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter},
 };
 use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
-use rdkafka::consumer::Consumer;
-use std::sync::{Arc, Mutex, PoisonError};
+use context::IngestContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::sync::mpsc;
 
 const METER: StageMeter = StageMeter::new("kafka_ingest");
+
+/// How often an open is offered to a RedisQueue that is between two lives.
+const HAND_OVER_TRIES: u32 = 200;
+/// The pause between two offers.
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(10);
 
 /// Partitions that wait to be opened. The receiver survives the actor.
 pub type WantedReceiver = Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Wanted>>>;
@@ -55,6 +66,8 @@ struct Asker {
     /// Set for an embedded broker, which has no lasting identity of its own.
     ephemeral_cluster: Option<String>,
     cluster_id: Mutex<Option<String>>,
+    /// Partitions that came later, with the ends of the older ones that they wait for.
+    discovered: Mutex<HashMap<SourceName, Vec<(SourceName, Option<Position>)>>>,
 }
 
 impl KafkaIngest {
@@ -75,6 +88,7 @@ impl KafkaIngest {
             owner,
             ephemeral_cluster,
             cluster_id: Mutex::new(None),
+            discovered: Mutex::default(),
         };
         Self { thread, wanted, queue, asker: Arc::new(asker) }
     }
@@ -105,6 +119,9 @@ impl Asker {
             StartAt::Earliest => low,
             StartAt::Latest => high,
         };
+        let ends = self.ends(&consumer, &source)?;
+        let metadata = consumer.fetch_metadata(Some(topic), kafka::BROKER_TIMEOUT)?;
+        let partitions = metadata.topics().first().map(|t| t.partitions().len());
         Ok(OpenRequest {
             source,
             owner: self.owner.clone(),
@@ -113,7 +130,47 @@ impl Asker {
             low,
             high,
             ephemeral: self.ephemeral_cluster.is_some(),
+            partitions: partitions.and_then(|n| i32::try_from(n).ok()),
+            ends,
         })
+    }
+
+    /// The ends of older partitions that this one waits for, as they were when that was first known.
+    fn ends(
+        &self,
+        consumer: &BaseConsumer<IngestContext>,
+        source: &SourceName,
+    ) -> anyhow::Result<Vec<(SourceName, Position)>> {
+        let mut known = self.discovered().get(source).cloned().unwrap_or_default();
+        for (older, end) in &mut known {
+            if end.is_none()
+                && let Some((topic, partition)) = older.kafka_partition()
+            {
+                *end = Some(kafka::watermarks(consumer, topic, partition)?.1);
+            }
+        }
+        if !known.is_empty() {
+            self.discovered().insert(source.clone(), known.clone());
+        }
+        Ok(known.into_iter().filter_map(|(older, end)| Some((older, end?))).collect())
+    }
+
+    /// The store told which older partitions a source waits for.
+    fn waits_for(&self, source: &SourceName, older: &[SourceName]) {
+        let mut discovered = self.discovered();
+        let known = discovered.entry(source.clone()).or_default();
+        for name in older {
+            if !known.iter().any(|(known, _)| known == name) {
+                known.push((name.clone(), None));
+            }
+        }
+    }
+
+    /// A panicking holder leaves the map whole.
+    fn discovered(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<SourceName, Vec<(SourceName, Option<Position>)>>> {
+        self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cluster_id(&self) -> Option<String> {
@@ -148,11 +205,7 @@ async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<Redi
             let request =
                 tokio::task::spawn_blocking(move || asker.request(named, &topic, partition)).await;
             match request {
-                Ok(Ok(open)) => {
-                    if let Err(Undelivered(_)) = queue.deliver(OpenSource(open)) {
-                        tracing::debug!(%source, "the queue is between two lives; asking again soon");
-                    }
-                }
+                Ok(Ok(open)) => hand_over(open, &queue).await,
                 Ok(Err(error)) => {
                     METER.error("kafka");
                     tracing::warn!(%source, error = %format!("{error:#}"), "the broker did not answer; asking again soon");
@@ -161,6 +214,19 @@ async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<Redi
             }
         });
     }
+}
+
+/// Hands an open to the queue, which may be between two lives.
+async fn hand_over(open: OpenRequest, queue: &Link<RedisQueue>) {
+    let mut message = OpenSource(open);
+    for _ in 0..HAND_OVER_TRIES {
+        match queue.deliver(message) {
+            Ok(()) => return,
+            Err(Undelivered(back)) => message = back,
+        }
+        tokio::time::sleep(HAND_OVER_PAUSE).await;
+    }
+    tracing::warn!(source = %message.0.source, "the queue does not come back; asking again later");
 }
 
 impl Actor for KafkaIngest {
@@ -176,6 +242,11 @@ impl Handler<SourceOpened> for KafkaIngest {
     type Result = ();
 
     fn handle(&mut self, opened: SourceOpened, _: &mut Self::Context) {
+        match &opened.reply {
+            OpenReply::Waiting { older } => self.asker.waits_for(&opened.source, older),
+            OpenReply::Opened { .. } => drop(self.asker.discovered().remove(&opened.source)),
+            OpenReply::Halted { .. } => {}
+        }
         self.thread.tell(Command::Opened(opened));
     }
 }

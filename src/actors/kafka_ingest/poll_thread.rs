@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, mpsc};
 pub enum Command {
     /// The store's answer to an open.
     Opened(SourceOpened),
+    /// An operator has decided on a source: ask the store again for all that are halted.
+    AskAgain,
     /// Hand on what was polled and poll no more; answered when that is done.
     Quiesce(Sender<()>),
     /// Commit what is acknowledged and leave the group; the thread ends.
@@ -91,10 +93,7 @@ impl PollThread {
     /// # Errors
     /// When the settings are refused or no thread can be made.
     pub fn start(parts: PollThreadParts) -> anyhow::Result<Arc<Self>> {
-        let context = IngestContext {
-            rebalanced: Mutex::default(),
-            acknowledged: parts.acknowledged.clone(),
-        };
+        let context = IngestContext::new(parts.acknowledged.clone());
         let consumer: BaseConsumer<IngestContext> =
             kafka::consumer_config(&parts.config.kafka).create_with_context(context)?;
         let topics: Vec<&str> = parts.config.streams.iter().map(|s| s.topic.as_str()).collect();

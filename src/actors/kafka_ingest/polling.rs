@@ -2,7 +2,8 @@
 
 use super::{
     context::{IngestContext, Rebalanced},
-    lane::{HALTED_RETRY, Lane, LaneState, Opened, REOPEN_AFTER, Reading, Taken},
+    lane::{HALTED_RETRY, Lane, LaneState, Opened, REOPEN_AFTER, Reading, Taken, WAITING_RETRY},
+    passing::Passing,
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
 use crate::{
@@ -61,6 +62,7 @@ pub(super) struct Polling {
     pub(super) last_full_commit: Instant,
     pub(super) committed: BTreeMap<(String, i32), i64>,
     pub(super) blocked_since: Option<Instant>,
+    pub(super) passing: Passing,
 }
 
 impl Polling {
@@ -92,6 +94,7 @@ impl Polling {
             last_full_commit: Instant::now(),
             committed: BTreeMap::new(),
             blocked_since: None,
+            passing: Passing::default(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Polling {
         self.obey();
         self.reopen_abandoned();
         self.advance_lanes();
+        self.pass_markers();
         self.cut_chunks(idle);
         self.push_stuck();
         self.balance();
@@ -201,7 +205,7 @@ impl Polling {
         }
     }
 
-    fn lane_of(&mut self, topic: &str, partition: i32) -> Option<usize> {
+    pub(super) fn lane_of(&mut self, topic: &str, partition: i32) -> Option<usize> {
         let is = |lane: &Lane| lane.partition == partition && lane.topic == topic;
         if !self.lanes.get(self.last).is_some_and(is) {
             self.last = self.lanes.iter().position(is)?;
@@ -239,6 +243,9 @@ impl Polling {
                         let _ = self.parts.wanted.send(Wanted::Close(lane.source.clone()));
                     }
                     self.lanes.retain(|lane| !gone(lane));
+                    // Whoever reads them next reads these again.
+                    let lanes = &self.lanes;
+                    self.stuck.retain(|batch| lanes.iter().any(|l| l.source == batch.source));
                     self.committed.retain(|key, _| !partitions.contains(key));
                 }
             }
@@ -259,8 +266,9 @@ impl Polling {
     fn ask(&mut self, i: usize) {
         let lane = &mut self.lanes[i];
         lane.state = match std::mem::replace(&mut lane.state, LaneState::Opening(Instant::now())) {
-            // Until the answer comes it stays halted, and says why.
+            // Until the answer comes it stays what it is, and says why.
             LaneState::Halted { reason, .. } => LaneState::Halted { since: Instant::now(), reason },
+            LaneState::Waiting { older, .. } => LaneState::Waiting { since: Instant::now(), older },
             _ => LaneState::Opening(Instant::now()),
         };
         let Lane { source, topic, partition, .. } = lane;
@@ -296,6 +304,13 @@ impl Polling {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Opened(opened) => self.opened(opened),
+                Command::AskAgain => {
+                    for i in 0..self.lanes.len() {
+                        if matches!(self.lanes[i].state, LaneState::Halted { .. }) {
+                            self.ask(i);
+                        }
+                    }
+                }
                 Command::Quiesce(done) => {
                     self.quiesced = true;
                     self.set_paused(true);
@@ -322,11 +337,19 @@ impl Polling {
                 {
                     tracing::warn!(%error, %source, "pause refused");
                 }
+                self.consumer.context().handed_on(source.clone(), next_pos);
                 // In both directions: DuckDB may have been restored.
                 self.parts.acknowledged.set(&lane.topic, lane.partition, next_pos);
                 lane.state = LaneState::Seeking(Opened { token, source_no, next_pos });
             }
             OpenReply::Opened { .. } => {}
+            OpenReply::Waiting { older } => {
+                let known = matches!(lane.state, LaneState::Waiting { .. });
+                if !known {
+                    tracing::info!(%source, older = ?older, "a partition that came later waits for older ones");
+                }
+                lane.state = LaneState::Waiting { since: Instant::now(), older };
+            }
             OpenReply::Halted { reason } => {
                 tracing::error!(%source, reason, "the source is halted");
                 if let Err(error) = self.consumer.pause(&one(&lane.topic, lane.partition)) {
@@ -343,6 +366,7 @@ impl Polling {
             match &self.lanes[i].state {
                 LaneState::Opening(since) if since.elapsed() >= REOPEN_AFTER => self.ask(i),
                 LaneState::Halted { since, .. } if since.elapsed() >= HALTED_RETRY => self.ask(i),
+                LaneState::Waiting { since, .. } if since.elapsed() >= WAITING_RETRY => self.ask(i),
                 LaneState::Seeking(opened) => {
                     let opened = *opened;
                     self.seek(i, opened);

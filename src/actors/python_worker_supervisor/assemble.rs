@@ -8,8 +8,7 @@ use crate::{
         DeadLetter, EventBatch, FeatureBatch, FeaturePart, Record, Records, SourceBatch, Stage,
         feature_row_schema,
     },
-    online::Newest,
-    protocol::version::Version,
+    online::newest_of_rows,
     python::Script,
 };
 use arrow::{
@@ -19,7 +18,7 @@ use arrow::{
     },
     buffer::{BooleanBuffer, Buffer, NullBuffer},
     compute::filter_record_batch,
-    datatypes::{Float64Type, TimestampMicrosecondType, UInt32Type},
+    datatypes::{TimestampMicrosecondType, UInt32Type},
     error::ArrowError,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -152,7 +151,11 @@ fn effect(
     let numbers = rows.column(0).as_primitive::<UInt32Type>();
     let (subs, kept) = number_outputs(numbers);
     let rows = place(&rows, decoded, subs)?;
-    let online = newest(stream, part.source_no, &rows);
+    let online = if stream.critical.is_empty() {
+        Vec::new()
+    } else {
+        newest_of_rows(|feature| stream.is_critical(feature), part.source_no, &rows)
+    };
     let n_dead = dead.len();
     debug_assert!(n_in >= good && kept + n_dead <= n_in);
     let sampled_timestamps_us = sample(&part.records);
@@ -233,42 +236,6 @@ fn place(rows: &RecordBatch, decoded: &Decoded, subs: Vec<i32>) -> Result<Record
             Arc::new(Int32Array::from(subs)),
         ],
     )
-}
-
-/// The newest value of each critical feature.
-fn newest(
-    stream: &StreamConfig,
-    source_no: i32,
-    rows: &RecordBatch,
-) -> Vec<crate::messages::OnlineValue> {
-    if stream.critical.is_empty() || rows.num_rows() == 0 {
-        return Vec::new();
-    }
-    let (entities, features) =
-        (rows.column(0).as_string::<i32>(), rows.column(1).as_string::<i32>());
-    let values = rows.column(2).as_primitive::<Float64Type>();
-    let times = rows.column(3).as_primitive::<TimestampMicrosecondType>().values();
-    let made = rows.column(4).as_primitive::<TimestampMicrosecondType>().values();
-    let positions = rows.column(6).as_primitive::<arrow::datatypes::Int64Type>().values();
-    let subs = rows.column(7).as_primitive::<arrow::datatypes::Int32Type>().values();
-    let mut critical: std::collections::HashMap<&str, bool> = std::collections::HashMap::new();
-    let mut newest = Newest::default();
-    for i in 0..rows.num_rows() {
-        let feature = features.value(i);
-        if !*critical.entry(feature).or_insert_with(|| stream.is_critical(feature)) {
-            continue;
-        }
-        let version = Version {
-            event_timestamp: times[i],
-            created_at: made[i],
-            source_no,
-            pos: positions[i],
-            sub: subs[i],
-        };
-        let value = values.is_valid(i).then(|| values.value(i));
-        newest.offer(entities.value(i), feature, value, version);
-    }
-    newest.into_values()
 }
 
 /// A few record timestamps, evenly spread.

@@ -11,11 +11,14 @@
 //! Promises: critical features are online before their rows are on the queue; an entry leaves the
 //! queue only when it was answered; what is answered is in DuckDB.
 
+mod answering;
+mod operator;
 mod reads;
 mod sender;
 mod server;
 mod transport;
 
+pub use operator::adopt;
 pub use reads::{ask, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;

@@ -7,11 +7,14 @@ use super::server::{BLOCK, ensure_group, read_entries};
 use crate::{
     actors::duckdb_writer::{ReadJob, WriterThread},
     config::{Config, StreamConfig},
-    messages::{ReadReply, ReadRequest},
+    messages::{OnlineValue, ReadReply, ReadRequest},
     online,
     protocol::version::Version,
     queue::{self, Keys, RETRY, RedisLink, STORE_GROUP},
-    store::audit::{Audit, Check, NewestValue},
+    store::{
+        audit::{Audit, Check},
+        newest::NewestValue,
+    },
 };
 use anyhow::{Context as _, bail};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
@@ -195,15 +198,12 @@ pub async fn verify_online(
     manager: &mut ConnectionManager,
     keys: &Keys,
     streams: &[StreamConfig],
-    newest: &[(String, NewestValue)],
+    newest: &[NewestValue],
 ) -> redis::RedisResult<Check> {
-    let critical: Vec<&NewestValue> = newest
+    let critical: Vec<&OnlineValue> = newest
         .iter()
-        .filter(|(source, value)| {
-            let stream = streams.iter().find(|s| belongs(source, &s.name));
-            stream.is_some_and(|s| s.is_critical(&value.feature_name))
-        })
-        .map(|(_, value)| value)
+        .filter(|v| online::is_critical(streams, &v.source, &v.value.feature_name))
+        .map(|v| &v.value)
         .collect();
     let (mut broken, mut ahead) = (Vec::new(), 0usize);
     for chunk in critical.chunks(ONLINE_A_TRIP) {
@@ -227,20 +227,14 @@ pub async fn verify_online(
     Ok(Check::of("online_equals_newest", &broken, holds))
 }
 
-/// `kafka:<stream>/…` belongs to the stream.
-fn belongs(source: &str, stream: &str) -> bool {
-    let rest = source.split_once(':').map_or(source, |(_, rest)| rest);
-    rest.strip_prefix(stream).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 enum Comparison {
     Equal,
     Ahead,
     Broken(String),
 }
 
-fn compare(newest: &NewestValue, field: Option<&str>) -> Comparison {
-    let NewestValue { entity_id, feature_name, value, version } = newest;
+fn compare(newest: &OnlineValue, field: Option<&str>) -> Comparison {
+    let OnlineValue { entity_id, feature_name, value, version } = newest;
     let shown = |v: &Version| format!("{} at {}", v.pos, v.event_timestamp);
     let Some(field) = field else {
         return Comparison::Broken(format!("{entity_id} {feature_name}: not online"));
@@ -264,17 +258,5 @@ fn compare(newest: &NewestValue, field: Option<&str>) -> Comparison {
         ))
     } else {
         Comparison::Equal
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_belongs_to_the_stream_of_its_name_only() {
-        assert!(belongs("kafka:clicks/user-events/0", "clicks"));
-        assert!(!belongs("kafka:clicks2/user-events/0", "clicks"));
-        assert!(!belongs("kafka:features/clicks/0", "clicks"));
     }
 }

@@ -104,6 +104,8 @@ struct Unanswered {
     parts: Vec<SentPart>,
     sources: Vec<SourceName>,
     sent_at: Instant,
+    /// When it is looked for on the queue.
+    look_at: Instant,
     /// It was looked for once and not found: its answer may have been on the way just then.
     missed: bool,
 }
@@ -112,6 +114,8 @@ struct Unanswered {
 pub(super) struct ToQueue {
     pub(super) round: u64,
     pub(super) fields: SharedFields,
+    /// Its entry was lost, and perhaps what it had put online.
+    pub(super) again: bool,
 }
 
 #[derive(Message)]
@@ -171,10 +175,11 @@ impl RedisQueue {
             parts,
             sources,
             sent_at: Instant::now(),
+            look_at: Instant::now() + LOOK_AFTER,
             missed: false,
         };
         self.unanswered.insert(round, unanswered);
-        self.send(ToQueue { round, fields });
+        self.send(ToQueue { round, fields, again: false });
     }
 
     fn send(&self, entry: ToQueue) {
@@ -242,7 +247,7 @@ impl RedisQueue {
         let old: Vec<(u64, String)> = self
             .unanswered
             .iter()
-            .filter(|(_, u)| u.fields.is_some() && u.sent_at.elapsed() >= LOOK_AFTER)
+            .filter(|(_, u)| u.fields.is_some() && u.look_at <= Instant::now())
             .filter_map(|(round, u)| Some((*round, u.id.clone()?)))
             .collect();
         if old.is_empty() {
@@ -272,6 +277,14 @@ impl RedisQueue {
         }));
     }
 
+    /// Redis lost data: whatever is unanswered may have left the queue, and is looked for at once.
+    fn suspect_all(&mut self) {
+        for unanswered in self.unanswered.values_mut() {
+            unanswered.missed = true;
+            unanswered.look_at = Instant::now();
+        }
+    }
+
     fn missing(&mut self, round: u64) {
         let Some(unanswered) = self.unanswered.get_mut(&round) else { return };
         if !std::mem::replace(&mut unanswered.missed, true) {
@@ -282,7 +295,8 @@ impl RedisQueue {
             unanswered.id = None;
             unanswered.missed = false;
             unanswered.sent_at = Instant::now();
-            self.send(ToQueue { round, fields });
+            unanswered.look_at = Instant::now() + LOOK_AFTER;
+            self.send(ToQueue { round, fields, again: true });
         }
     }
 }
@@ -345,7 +359,9 @@ impl Handler<FeatureBatch> for RedisQueue {
                 Ok(batch) => batch,
                 Err(changed) => {
                     parts.renew_generation(&keys).await?;
-                    anyhow::bail!("{changed}; the batch of {stream} is read again")
+                    return Err(NotQueued::Generation(format!(
+                        "{changed}; the batch of {stream} is read again"
+                    )));
                 }
             };
             crate::crash_point!("e_online");
@@ -353,7 +369,9 @@ impl Handler<FeatureBatch> for RedisQueue {
                 return Ok(None);
             }
             let node = parts.node_name.clone();
-            tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await?.map(Some)
+            let prepared =
+                tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await;
+            Ok(Some(prepared.map_err(anyhow::Error::from)??))
         };
         ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
             Ok(Some((ranges, outgoing))) => {
@@ -363,8 +381,32 @@ impl Handler<FeatureBatch> for RedisQueue {
             }
             Ok(None) => {}
             // Its tickets were dropped with it: its sources open again.
-            Err(error) => tracing::error!(error = %format!("{error:#}"), "a batch was not queued"),
+            Err(NotQueued::Generation(why)) => {
+                METER.error("generation");
+                tracing::warn!(why, "a batch was not queued");
+                actor.suspect_all();
+            }
+            Err(NotQueued::Other(error)) => {
+                tracing::error!(error = %format!("{error:#}"), "a batch was not queued");
+            }
         }));
+    }
+}
+
+/// Why a batch did not get onto the queue. Its sources are read again.
+#[derive(Debug, thiserror::Error)]
+enum NotQueued {
+    /// Redis is not the Redis it was.
+    #[error("{0}")]
+    Generation(String),
+    /// A defect, or the node stops.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+impl From<redis::RedisError> for NotQueued {
+    fn from(error: redis::RedisError) -> Self {
+        Self::Other(error.into())
     }
 }
 
@@ -436,6 +478,8 @@ impl Handler<Answered> for RedisQueue {
                 }
                 self.tell_ingest(SourceOpened { source, reply }, 1, ctx);
             }
+            // Operators ask under a list of their own.
+            QueueReply::Adopted { .. } => {}
             QueueReply::Written { verdicts } => {
                 for (part, verdict) in unanswered.parts.into_iter().zip(verdicts) {
                     self.settle(part, verdict, ctx);

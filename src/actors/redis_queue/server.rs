@@ -1,14 +1,13 @@
 //! The serving side: entries off the queue to the DuckDbWriter, answers back.
 
-use super::reads;
+use super::{answering::Answering, reads};
 use crate::{
     actors::{DuckDbWriter, duckdb_writer::WriterThread},
     config::Config,
-    messages::{Applied, EntryDuty, QueueEntry, QueueReply},
-    protocol::source::OpenReply,
-    queue::{self, Keys, RETRY, RedisLink, STORE_GROUP, decode_entry, encode_reply},
-    supervision::{Link, Undelivered},
-    telemetry::{StageMeter, catalogue as m},
+    messages::{Applied, EntryDuty, QueueEntry},
+    queue::{self, Keys, RETRY, RedisLink, STORE_GROUP, decode_entry},
+    supervision::{FatalSender, Link, Undelivered},
+    telemetry::StageMeter,
 };
 use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use redis::{
@@ -18,7 +17,7 @@ use redis::{
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc};
 
-const METER: StageMeter = StageMeter::new("redis_queue");
+pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 
 /// How long one look at a stream waits.
 pub(super) const BLOCK: Duration = Duration::from_millis(500);
@@ -26,8 +25,6 @@ pub(super) const BLOCK: Duration = Duration::from_millis(500);
 const ENTRIES_IN_HAND: usize = 64;
 /// Entries that one read takes at most.
 const ENTRIES_A_READ: usize = 16;
-/// Seconds that an answer waits for a node that is gone.
-const REPLY_TTL_S: i64 = 3_600;
 /// The store's name in its group. There is one store, and its successor takes over what it had.
 const CONSUMER: &str = "store";
 
@@ -37,6 +34,7 @@ pub struct RedisQueueServer {
     redis: RedisLink,
     writer: Link<DuckDbWriter>,
     thread: Arc<WriterThread>,
+    fatal: FatalSender,
     answers: Option<mpsc::UnboundedSender<Applied>>,
 }
 
@@ -48,8 +46,9 @@ impl RedisQueueServer {
         redis: RedisLink,
         writer: Link<DuckDbWriter>,
         thread: Arc<WriterThread>,
+        fatal: FatalSender,
     ) -> Self {
-        Self { config, redis, writer, thread, answers: None }
+        Self { config, redis, writer, thread, fatal, answers: None }
     }
 }
 
@@ -62,7 +61,14 @@ impl Actor for RedisQueueServer {
         self.answers = Some(answers);
         let serving = serve(self.redis.clone(), keys.clone(), self.writer.clone());
         ctx.spawn(serving.into_actor(self));
-        ctx.spawn(answer(self.redis.clone(), keys.clone(), to_answer).into_actor(self));
+        let answering = Answering::new(
+            self.config.clone(),
+            self.redis.clone(),
+            keys.clone(),
+            self.thread.clone(),
+            self.fatal.clone(),
+        );
+        ctx.spawn(answering.run(to_answer).into_actor(self));
         let reading =
             reads::serve(self.redis.clone(), keys, self.config.clone(), self.thread.clone());
         ctx.spawn(reading.into_actor(self));
@@ -183,57 +189,4 @@ async fn read_on(
             }
         }
     }
-}
-
-/// Writes answers, in order, until the actor ends.
-async fn answer(redis: RedisLink, keys: Keys, mut to_answer: mpsc::UnboundedReceiver<Applied>) {
-    let mut connection = redis.manager_at_last().await;
-    while let Some(applied) = to_answer.recv().await {
-        let pipeline = match answers(&keys, applied) {
-            Ok(pipeline) => pipeline,
-            Err(error) => {
-                tracing::error!(%error, "an answer cannot be written");
-                continue;
-            }
-        };
-        loop {
-            let done: redis::RedisResult<(u64,)> = pipeline.query_async(&mut connection).await;
-            match done {
-                Ok((depth,)) => {
-                    crate::crash_point!("i_answered");
-                    metrics::gauge!(m::QUEUE_ENTRIES).set(depth as f64);
-                    break;
-                }
-                // After FLUSHALL there is nothing to acknowledge; the sender sends again.
-                Err(error) if error.code() == Some("NOGROUP") => break,
-                Err(error) => {
-                    METER.error("redis");
-                    tracing::warn!(%error, "answers cannot be written; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-}
-
-/// The token first, then the answer, then the entry leaves the queue: whoever sees the answer can
-/// use the token, and no entry leaves unanswered.
-fn answers(keys: &Keys, applied: Applied) -> serde_json::Result<redis::Pipeline> {
-    let mut pipeline = redis::pipe();
-    pipeline.atomic();
-    let mut ids = Vec::with_capacity(applied.answers.len());
-    for (id, reply_to, round, reply) in applied.answers {
-        if let QueueReply::Opened { source, reply: OpenReply::Opened { token, .. } } = &reply {
-            pipeline.hset(keys.tokens(), source.0.as_ref(), token.to_string()).ignore();
-        }
-        if !reply_to.is_empty() {
-            pipeline.rpush(&reply_to, encode_reply(round, reply)?).ignore();
-            pipeline.expire(&reply_to, REPLY_TTL_S).ignore();
-        }
-        ids.push(id);
-    }
-    pipeline.cmd("XACK").arg(keys.queue()).arg(STORE_GROUP).arg(&ids).ignore();
-    pipeline.cmd("XDEL").arg(keys.queue()).arg(&ids).ignore();
-    pipeline.cmd("XLEN").arg(keys.queue());
-    Ok(pipeline)
 }

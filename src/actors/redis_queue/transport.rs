@@ -111,6 +111,9 @@ pub(super) async fn put_on_queue(
         for entry in &trip {
             let add = pipeline.cmd("XADD").arg(&key).arg("*");
             add.arg("to").arg(&reply_to).arg("round").arg(entry.round);
+            if entry.again {
+                add.arg("again").arg("1");
+            }
             for (name, value) in entry.fields.iter() {
                 add.arg(*name).arg(value.as_slice());
             }

@@ -1,6 +1,7 @@
 //! An audit that sees nothing proves nothing: each defect is planted and must be found.
 
 use super::*;
+use crate::store::newest::newest_values;
 use crate::store::schema::DDL;
 
 /// Two batches of one source: positions 0 to 10 and 10 to 20, a row each, one dead letter.
@@ -9,7 +10,8 @@ fn books() -> Connection {
     connection.execute_batch(DDL).unwrap();
     connection
         .execute_batch(
-            "INSERT INTO sources VALUES
+            "INSERT INTO sources (source_no, source, token, token_no, owner, next_pos, start_pos, cluster_id,
+                                  topic_id, updated_at) VALUES
                  (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, NULL, NULL, now());
              INSERT INTO ingest_ledger VALUES
                  (1, 1, 1, 0, 10, 10, 9, 1, 0, 9, 'x', 'h', 'n', now()),
@@ -67,7 +69,8 @@ fn the_newest_value_follows_the_version_order() {
     connection.execute_batch(DDL).unwrap();
     connection
         .execute_batch(
-            "INSERT INTO sources VALUES
+            "INSERT INTO sources (source_no, source, token, token_no, owner, next_pos, start_pos, cluster_id,
+                                  topic_id, updated_at) VALUES
                  (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, NULL, NULL, now());
              INSERT INTO features_table VALUES
                  ('e', 'f', 1, '2024-01-02 00:00:00+00', '2024-01-01 00:00:00+00', NULL, now(), 1, 1, 5, 0),
@@ -78,5 +81,6 @@ fn the_newest_value_follows_the_version_order() {
         .unwrap();
     let newest = newest_values(&connection).unwrap();
     assert_eq!(newest.len(), 1);
-    assert_eq!((newest[0].1.value, newest[0].1.version.pos, newest[0].1.version.sub), (None, 4, 1));
+    let newest = &newest[0].value;
+    assert_eq!((newest.value, newest.version.pos, newest.version.sub), (None, 4, 1));
 }

@@ -1,10 +1,14 @@
 use super::*;
 use crate::{
-    messages::{DeadLetter, Record, Stage, WriteHeader, dead_letters_to_arrow, feature_row_schema},
-    store::{audit::audit, database::DatabaseOptions},
+    messages::{
+        DeadLetter, PartHeader, Record, Stage, WriteHeader, dead_letters_to_arrow,
+        feature_row_schema,
+    },
+    protocol::source::{SourceAttributes, Token},
+    store::{audit::audit, database::DatabaseOptions, newest},
 };
 use arrow::array::{
-    FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+    FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
 use std::{path::Path, sync::Arc};
@@ -27,13 +31,15 @@ fn open_request(partition: i32) -> OpenRequest {
         low: 0,
         high: 1_000,
         ephemeral: false,
+        partitions: Some(2),
+        ends: Vec::new(),
     }
 }
 
 fn opened(writer: &mut Writer, partition: i32) -> (Token, i64) {
     match writer.open_source(&open_request(partition)).unwrap() {
         OpenReply::Opened { token, next_pos, .. } => (token, next_pos),
-        OpenReply::Halted { reason } => panic!("{reason}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -85,6 +91,7 @@ fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
             generation: "g".into(),
             parts: vec![part],
         },
+        again: false,
         rows: vec![rows],
         dead: vec![dead_letters_to_arrow(&[letter]).unwrap()],
     }
@@ -200,4 +207,138 @@ fn stamps_strictly_increase() {
         writer.apply(&[&write(0, token, i * 5, i * 5 + 5)]).unwrap();
     }
     assert_eq!(count(&writer, "SELECT count(DISTINCT committed_at) FROM ingest_ledger"), 20);
+}
+
+/// A table that refuses some values, as a table with a constraint of its user's would.
+fn open_picky(dir: &Path) -> Writer {
+    let connection = Connection::open(dir.join("t.duckdb")).unwrap();
+    let table = crate::store::schema::DDL
+        .split_inclusive(");")
+        .find(|statement| statement.contains("CREATE TABLE IF NOT EXISTS features_table"))
+        .unwrap()
+        .replace(
+            "value           DOUBLE,",
+            "value DOUBLE CHECK (value IS NULL OR value NOT IN (4, 6)),",
+        );
+    connection.execute_batch(&table).unwrap();
+    drop(connection);
+    open(dir)
+}
+
+#[test]
+fn rows_that_duckdb_refuses_become_dead_letters_and_the_others_land() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open_picky(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    let refused = write(0, token, 0, 10);
+    let error = writer.apply(&[&refused]).unwrap_err();
+    assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+    let isolated = writer.isolate(&refused).unwrap().unwrap();
+    let positions: Vec<i64> = isolated.refused[0].iter().map(|row| row.pos).collect();
+    assert_eq!(positions, [4, 6]);
+    assert_eq!(decisions(&writer.apply(&[&isolated.write]).unwrap()), [Decision::Apply]);
+    let audit = audit(writer.database().connection(), 0).unwrap();
+    assert!(audit.ok(), "{audit:#?}");
+    let totals = (audit.totals.kept, audit.totals.dead_letters, audit.totals.landed_rows);
+    assert_eq!(totals, (7, 3, 7));
+    assert_eq!(
+        count(
+            &writer,
+            "SELECT count(*) FROM dead_letters WHERE stage = 'store' AND reason = 'refused_by_store'
+             AND event_id IS NOT NULL AND json_extract_string(detail, '$.error') LIKE '%CHECK%'"
+        ),
+        2
+    );
+    // What a store that died before it took them back finds again, in the letters.
+    let mut repairs = Vec::new();
+    newest::replay(writer.database().connection(), 0, |piece| {
+        if let newest::Piece::Repairs(found) = piece {
+            repairs.extend(found);
+        }
+        true
+    })
+    .unwrap();
+    let names: Vec<_> = repairs.iter().map(|r| (r.entity_id.as_str(), r.refused.pos)).collect();
+    assert_eq!(names, [("e4", 4), ("e6", 6)]);
+    assert_eq!(repairs[0].newest, None, "e4 has no other value");
+    assert!(repairs[0].newest_of_feature.is_some(), "the feature has values of others");
+}
+
+#[test]
+fn a_write_without_a_row_at_fault_is_not_isolated() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    assert!(writer.isolate(&write(0, token, 0, 10)).unwrap().is_none());
+    assert_eq!(count(&writer, "SELECT count(*) FROM features_table"), 0, "trials leave nothing");
+}
+
+#[test]
+fn opened_again_the_writer_believes_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    let (a, b) = (write(0, token, 0, 10), write(0, token, 10, 20));
+    writer.apply(&[&a]).unwrap();
+    let readers = writer.database().readers();
+    writer.reopen().unwrap();
+    assert_eq!(
+        decisions(&writer.apply(&[&a, &b]).unwrap()),
+        [Decision::Duplicate, Decision::Apply]
+    );
+    assert_eq!(writer.last_batch_seq(), 2);
+    let seen = readers.with(|connection| {
+        connection.query_row("SELECT count(*) FROM ingest_ledger", [], |row| row.get::<_, i64>(0))
+    });
+    assert_eq!(seen.unwrap().unwrap(), 2, "readers see the file that is open now");
+}
+
+#[test]
+fn a_halted_source_goes_on_as_the_operator_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    writer.apply(&[&write(0, token, 0, 5)]).unwrap();
+    let mut recreated = open_request(0);
+    recreated.attributes.cluster_id = Some("another".into());
+    (recreated.low, recreated.high) = (3, 40);
+    for (at, next_pos, source_no) in
+        [(AdoptAt::Here, 5, 1), (AdoptAt::Earliest, 3, 2), (AdoptAt::Latest, 40, 3)]
+    {
+        assert!(writer.halt(&source(0), "because").unwrap());
+        let answer = writer.open_source(&recreated).unwrap();
+        assert!(matches!(answer, OpenReply::Halted { .. }), "{answer:?}");
+        assert!(writer.adopt(&source(0), at).unwrap());
+        // The decision is durable, and holds once.
+        writer.reopen().unwrap();
+        let OpenReply::Opened { next_pos: next, source_no: no, .. } =
+            writer.open_source(&recreated).unwrap()
+        else {
+            panic!("adopted at {at:?}");
+        };
+        assert_eq!((next, no), (next_pos, source_no), "{at:?}");
+    }
+    assert!(!writer.adopt(&source(7), AdoptAt::Here).unwrap(), "nobody knows it");
+    let audit = audit(writer.database().connection(), 0).unwrap();
+    assert!(audit.ok(), "{audit:#?}");
+}
+
+#[test]
+fn a_partition_that_came_later_waits_for_the_older_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    opened(&mut writer, 1);
+    let mut late = open_request(2);
+    late.partitions = Some(3);
+    let answer = writer.open_source(&late).unwrap();
+    let OpenReply::Waiting { older } = answer else { panic!("{answer:?}") };
+    assert_eq!(older.len(), 2);
+    late.ends = vec![(source(0), 10), (source(1), 0)];
+    assert!(matches!(writer.open_source(&late).unwrap(), OpenReply::Waiting { .. }));
+    writer.apply(&[&write(0, token, 0, 10)]).unwrap();
+    assert!(matches!(writer.open_source(&late).unwrap(), OpenReply::Opened { .. }));
+    // Once it is known, it waits no more.
+    late.ends.clear();
+    assert!(matches!(writer.open_source(&late).unwrap(), OpenReply::Opened { .. }));
 }

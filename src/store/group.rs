@@ -1,0 +1,167 @@
+//! What the transaction of a group of writes puts into the tables.
+
+use super::{StoreError, columns, sources::exactly_one};
+use crate::{
+    messages::{PartHeader, WriteRequest},
+    protocol::{apply::Watermarks, source::SourceName},
+};
+use arrow::{array::RecordBatch, compute::concat_batches};
+use duckdb::{Connection, params};
+use std::collections::HashSet;
+
+/// Below so many rows a part is copied together with its neighbours before it is appended: DuckDB
+/// takes vectors of 2,048 rows, and a chunk a part would leave most of them empty.
+const CONCAT_BELOW_ROWS: usize = 2_048;
+
+/// A ledger line in the making.
+pub(super) struct Line<'a> {
+    batch_seq: i64,
+    source_no: i32,
+    pub(super) part: &'a PartHeader,
+    write: &'a WriteRequest,
+}
+
+/// What the transaction of a group will write.
+pub(super) struct Group<'a> {
+    stamp_us: i64,
+    pub(super) next_batch_seq: i64,
+    rows: Vec<RecordBatch>,
+    dead: Vec<RecordBatch>,
+    pub(super) lines: Vec<Line<'a>>,
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn new(stamp_us: i64, next_batch_seq: i64) -> Self {
+        Self { stamp_us, next_batch_seq, rows: Vec::new(), dead: Vec::new(), lines: Vec::new() }
+    }
+
+    /// Takes part `i` of a write in; its counts must add up.
+    pub(super) fn add(
+        &mut self,
+        write: &'a WriteRequest,
+        i: usize,
+        source_no: i32,
+    ) -> Result<(), StoreError> {
+        let part = &write.header.parts[i];
+        let (rows, dead) = (&write.rows[i], &write.dead[i]);
+        let balanced = part.n_in == part.n_kept + part.n_dead + part.n_filtered
+            && part.n_rows == rows.num_rows() as i64
+            && part.n_dead == dead.num_rows() as i64
+            && part.n_in <= part.to - part.from;
+        if !balanced {
+            let detail = format!("the counts of {} [{}, {})", part.source, part.from, part.to);
+            return Err(StoreError::Unbalanced(detail));
+        }
+        let place = columns::Placement {
+            batch_seq: self.next_batch_seq,
+            source_no,
+            stamp_us: self.stamp_us,
+            script_sha256: &write.header.script_sha256,
+        };
+        if rows.num_rows() > 0 {
+            self.rows.push(columns::feature_rows(rows, place)?);
+        }
+        if dead.num_rows() > 0 {
+            self.dead.push(columns::dead_letter_rows(dead, place)?);
+        }
+        self.lines.push(Line { batch_seq: self.next_batch_seq, source_no, part, write });
+        self.next_batch_seq += 1;
+        Ok(())
+    }
+
+    pub(super) fn write(
+        self,
+        connection: &Connection,
+        before: &Watermarks,
+        after: &Watermarks,
+    ) -> Result<(), StoreError> {
+        append(connection, "features_table", self.rows)?;
+        append(connection, "dead_letters", self.dead)?;
+        let committed_at = chrono::DateTime::from_timestamp_micros(self.stamp_us)
+            .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+            .ok_or_else(|| StoreError::Unbalanced("the clock is out of range".into()))?;
+        let mut ledger = connection.appender("ingest_ledger").map_err(StoreError::of_statement)?;
+        for Line { batch_seq, source_no, part, write } in &self.lines {
+            let header = &write.header;
+            ledger
+                .append_row(params![
+                    batch_seq,
+                    source_no,
+                    part.token.number.cast_signed(),
+                    part.from,
+                    part.to,
+                    part.n_in,
+                    part.n_kept,
+                    part.n_dead,
+                    part.n_filtered,
+                    part.n_rows,
+                    header.transform,
+                    header.script_sha256,
+                    header.node,
+                    committed_at,
+                ])
+                .map_err(StoreError::of_statement)?;
+        }
+        ledger.flush().map_err(StoreError::of_statement)?;
+        drop(ledger);
+        move_watermarks(connection, &self.lines, before, after, &committed_at)
+    }
+}
+
+/// One UPDATE a source, which must change exactly the row that the decisions were made on.
+fn move_watermarks(
+    connection: &Connection,
+    lines: &[Line<'_>],
+    before: &Watermarks,
+    after: &Watermarks,
+    at: &str,
+) -> Result<(), StoreError> {
+    let mut update = connection
+        .prepare_cached(
+            "UPDATE sources SET next_pos = ?, updated_at = ?::TIMESTAMPTZ
+             WHERE source_no = ? AND token = ?::UUID AND next_pos = ?",
+        )
+        .map_err(StoreError::of_statement)?;
+    let sources: HashSet<&SourceName> = lines.iter().map(|line| &line.part.source).collect();
+    for source in sources {
+        let (Some(old), Some(new)) = (before.get(source), after.get(source)) else {
+            return Err(StoreError::Unbalanced(format!(
+                "{source} was applied without being known"
+            )));
+        };
+        let changed = update
+            .execute(params![
+                new.next_pos,
+                at,
+                new.source_no,
+                new.token.id.to_string(),
+                old.next_pos
+            ])
+            .map_err(StoreError::of_statement)?;
+        exactly_one(changed, source)?;
+    }
+    Ok(())
+}
+
+/// Appends and flushes: the appender checks its rows only then.
+///
+/// # Errors
+/// [`StoreError::Refused`] when a row cannot be taken; which one is not said.
+pub(super) fn append(
+    connection: &Connection,
+    table: &str,
+    batches: Vec<RecordBatch>,
+) -> Result<(), StoreError> {
+    let Some(first) = batches.first() else { return Ok(()) };
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    let batches = if batches.len() > 1 && rows / batches.len() < CONCAT_BELOW_ROWS {
+        vec![concat_batches(&first.schema(), &batches)?]
+    } else {
+        batches
+    };
+    let mut appender = connection.appender(table).map_err(StoreError::of_statement)?;
+    for batch in batches {
+        appender.append_record_batch(batch).map_err(StoreError::of_statement)?;
+    }
+    appender.flush().map_err(StoreError::of_statement)
+}
