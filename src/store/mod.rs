@@ -75,15 +75,18 @@ pub enum StoreError {
 
 impl StoreError {
     /// Tells data that DuckDB will never take from trouble of the store's own. DuckDB's C interface
-    /// gives the kind of an error only as the first words of its message.
+    /// gives the kind of an error only in its message. What is not known to be the data's fault is
+    /// taken for trouble: then the store tries again, and nothing is declared dead for a full disk.
     #[must_use]
     pub fn of_statement(error: duckdb::Error) -> Self {
-        const DATA: [&str; 5] = [
+        const DATA: [&str; 7] = [
+            "constraint failed",
             "Constraint Error",
             "Conversion Error",
+            "Could not convert",
+            "Could not cast",
             "Invalid Input Error",
             "Out of Range Error",
-            "Invalid Type Error",
         ];
         let text = error.to_string();
         // An error that spoils the whole database mentions what led to it.

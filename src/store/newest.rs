@@ -40,11 +40,11 @@ pub enum Piece {
 }
 
 const COLUMNS: &str = "source, entity_id, feature_name, value, epoch_us(event_timestamp),
-                       epoch_us(created_at), source_no, pos, sub, coalesce(token_no, 0)";
+                       epoch_us(created_at), source_no, pos, sub, coalesce(written_under, 0)";
 
 /// Rows with what is needed to order them; the ledger knows the token.
 const FROM: &str = "features_table JOIN sources USING (source_no)
-     LEFT JOIN (SELECT batch_seq, token_no FROM ingest_ledger) USING (batch_seq)";
+     LEFT JOIN (SELECT batch_seq, token_no AS written_under FROM ingest_ledger) USING (batch_seq)";
 
 const NEWEST_FIRST: &str =
     "ORDER BY event_timestamp DESC, created_at DESC, source_no DESC, pos DESC, sub DESC";
