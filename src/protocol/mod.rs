@@ -8,12 +8,16 @@
 //! | [`window`] | in which order, and how many at once, batches of a source go to the store |
 //! | [`apply`] | what the store does with a batch: apply, duplicate, gap, overlap, fenced |
 //! | [`version`] | which of two values of a feature is the newer |
+//! | [`online`] | which online writes take effect |
+//! | [`generation`] | what the store does when Redis lost data |
 //!
 //! The statement they serve together: for every source DuckDB holds the effect of exactly the
 //! records in `[start, next_pos)`, each accounted once. See ARCHITECTURE.md, "Exactly once".
 
 pub mod accumulator;
 pub mod apply;
+pub mod generation;
+pub mod online;
 pub mod source;
 pub mod ticket;
 pub mod version;
