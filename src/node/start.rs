@@ -97,6 +97,11 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         "" => None,
         url => Some(RedisLink::new(url).context("`redis.url`")?),
     };
+    if let Some(redis) = &redis
+        && embedded_redis.as_ref().is_some_and(EmbeddedRedis::is_new)
+    {
+        queue::permits_at_once(redis, &keys).await?;
+    }
     let generation = match &redis {
         Some(redis) => queue::generation(redis, &keys)
             .await
