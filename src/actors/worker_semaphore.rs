@@ -4,6 +4,8 @@
 //! Redis as a sorted set of leases by expiry, granted by a script on Redis' own clock. Promises:
 //!
 //! * never more than N leases are live;
+//! * a Redis that lost everything grants nothing for one lease time, after which no worker is left
+//!   that it does not know of;
 //! * a permit comes back when its holder drops it, at the latest one lease time after its node
 //!   fell silent;
 //! * whoever waited longest on this node is served first.
@@ -13,6 +15,7 @@
 use crate::{
     config::Config,
     messages::{AcquirePermit, Permit, ReleasePermit},
+    protocol::lease::Operation,
     queue::{Keys, RedisLink},
     telemetry::{StageMeter, catalogue as m},
 };
@@ -20,7 +23,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handle
 use redis::{Script, aio::ConnectionManager};
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -31,34 +34,46 @@ const METER: StageMeter = StageMeter::new("worker_semaphore");
 /// While somebody waits, Redis is asked so often: another node's release is not announced.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Grants, renews or gives back leases, all on Redis' clock.
-/// ARGV: operation, cap, lease time in ms, lease names. Answers 1 for each lease for which it was
-/// done, else 0.
-const SCRIPT: &str = r"
+/// The clock of [`RULE`]. Tests bring one of their own.
+const CLOCK: &str = r"
 local now = redis.call('TIME')
-now = now[1] * 1000 + math.floor(now[2] / 1000)
+now = now[1] * 1000 + math.floor(now[2] / 1000)";
+
+/// Grants, renews or gives back leases: [`crate::protocol::lease`] as a script.
+/// KEYS: leases, the moment from which they are granted. ARGV: operation, cap, lease time in ms,
+/// lease names. Answers how long nothing is granted yet, in ms, then 1 for each lease for which it
+/// was done, else 0.
+const RULE: &str = r"
+local from = redis.call('GET', KEYS[2])
+if not from then
+  from = now + ARGV[3]
+  redis.call('SET', KEYS[2], string.format('%d', from))
+end
+local wait = math.max(tonumber(from) - now, 0)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local done = {}
+local done = { wait }
 for i = 4, #ARGV do
-  done[i - 3] = 0
+  done[i - 2] = 0
   if ARGV[1] == 'acquire' then
-    if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
+    if wait == 0 and redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
       redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done[i - 3] = 1
+      done[i - 2] = 1
     end
   elseif ARGV[1] == 'renew' then
     if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
       redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done[i - 3] = 1
+      done[i - 2] = 1
     end
   else
-    done[i - 3] = redis.call('ZREM', KEYS[1], ARGV[i])
+    done[i - 2] = redis.call('ZREM', KEYS[1], ARGV[i])
   end
 end
 return done";
 
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(&[CLOCK, RULE].concat()));
+
 /// The leases that this node holds, with the moment from which each counts. Survives the actor,
-/// so that a new instance goes on renewing what lives.
+/// so that a new instance goes on renewing what lives. A lease that is gone from Redis is gone here.
 #[derive(Debug, Default)]
 pub struct HeldLeases(Mutex<HashMap<Arc<str>, Instant>>);
 
@@ -68,7 +83,8 @@ impl HeldLeases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The moment from which a lease counts: just before its last renewal was asked for.
+    /// The moment from which a lease counts: just before its last renewal was asked for. `None`:
+    /// there is no such lease any more.
     #[must_use]
     pub fn renewed_at(&self, lease: &str) -> Option<Instant> {
         self.lock().get(lease).copied()
@@ -99,12 +115,21 @@ impl Default for SemaphoreSlot {
 pub struct WorkerSemaphore {
     cap: u32,
     lease_time: Duration,
-    key: String,
+    keys: [String; 2],
     redis: RedisLink,
     connection: Option<ConnectionManager>,
     slot: SemaphoreSlot,
     waiting: VecDeque<(oneshot::Sender<Permit>, Instant)>,
     asking: bool,
+    /// It was said why nothing is granted for now.
+    told_to_wait: bool,
+}
+
+/// What the script answered.
+struct Answer {
+    connection: ConnectionManager,
+    wait_ms: i64,
+    done: Vec<i64>,
 }
 
 impl WorkerSemaphore {
@@ -112,25 +137,27 @@ impl WorkerSemaphore {
     #[must_use]
     pub fn new(config: &Config, redis: RedisLink, slot: SemaphoreSlot) -> Self {
         metrics::gauge!(m::PERMITS).set(f64::from(config.python.max_workers));
+        let keys = Keys::new(&config.node.namespace);
         Self {
             cap: config.python.max_workers,
             lease_time: Duration::from_secs_f64(config.python.lease_s),
-            key: Keys::new(&config.node.namespace).permits(),
+            keys: [keys.permits(), keys.permits_from()],
             redis,
             connection: None,
             slot,
             waiting: VecDeque::new(),
             asking: false,
+            told_to_wait: false,
         }
     }
 
     fn call(
         &self,
-        operation: &'static str,
+        operation: Operation,
         leases: &[Arc<str>],
-    ) -> impl Future<Output = redis::RedisResult<(ConnectionManager, Vec<u8>)>> + 'static {
-        let (redis, connection, key) =
-            (self.redis.clone(), self.connection.clone(), self.key.clone());
+    ) -> impl Future<Output = redis::RedisResult<Answer>> + 'static {
+        let (redis, connection, keys) =
+            (self.redis.clone(), self.connection.clone(), self.keys.clone());
         let (cap, lease_ms) = (self.cap, self.lease_time.as_millis() as u64);
         let leases: Vec<String> = leases.iter().map(ToString::to_string).collect();
         async move {
@@ -138,11 +165,13 @@ impl WorkerSemaphore {
                 Some(connection) => connection,
                 None => redis.manager().await?,
             };
-            let script = Script::new(SCRIPT);
-            let mut call = script.key(key);
-            call.arg(operation).arg(cap).arg(lease_ms).arg(leases);
-            let done = call.invoke_async(&mut connection).await?;
-            Ok((connection, done))
+            let [leased, from] = keys;
+            let mut call = SCRIPT.key(leased);
+            call.key(from).arg(operation.name()).arg(cap).arg(lease_ms).arg(leases);
+            let mut done: Vec<i64> = call.invoke_async(&mut connection).await?;
+            // The script always answers at least this one.
+            let wait_ms = done.remove(0);
+            Ok(Answer { connection, wait_ms, done })
         }
     }
 
@@ -156,13 +185,14 @@ impl WorkerSemaphore {
         self.asking = true;
         let lease: Arc<str> = Uuid::now_v7().to_string().into();
         let asked_at = Instant::now();
-        let asking = self.call("acquire", std::slice::from_ref(&lease)).into_actor(self);
+        let asking = self.call(Operation::Acquire, std::slice::from_ref(&lease)).into_actor(self);
         ctx.spawn(asking.map(move |answer, actor, ctx| {
             actor.asking = false;
             match answer {
-                Ok((connection, granted)) => {
+                Ok(Answer { connection, wait_ms, done }) => {
                     actor.connection = Some(connection);
-                    if granted == [1] {
+                    actor.tell_to_wait(wait_ms);
+                    if done == [1] {
                         actor.grant(lease, asked_at);
                         return actor.serve(ctx);
                     }
@@ -174,6 +204,19 @@ impl WorkerSemaphore {
             }
             ctx.run_later(RETRY, Self::serve);
         }));
+    }
+
+    /// Says once why nothing is granted for now.
+    fn tell_to_wait(&mut self, wait_ms: i64) {
+        let waits = wait_ms > 0;
+        if waits && !self.told_to_wait {
+            tracing::info!(
+                wait_ms,
+                "this Redis is new or lost its data, so it cannot know which Python workers live: no \
+                 permits until none is left that it does not know of"
+            );
+        }
+        self.told_to_wait = waits;
     }
 
     fn grant(&mut self, lease: Arc<str>, asked_at: Instant) {
@@ -202,19 +245,21 @@ impl WorkerSemaphore {
             return;
         }
         let asked_at = Instant::now();
-        let renewing = self.call("renew", &leases).into_actor(self);
+        let renewing = self.call(Operation::Renew, &leases).into_actor(self);
         ctx.spawn(renewing.map(move |answer, actor, _| match answer {
-            Ok((connection, renewed)) => {
+            Ok(Answer { connection, done, .. }) => {
                 actor.connection = Some(connection);
                 let mut held = actor.slot.held.lock();
-                for (lease, renewed) in leases.iter().zip(renewed) {
+                for (lease, renewed) in leases.iter().zip(done) {
                     if renewed == 1 {
                         held.entry(lease.clone()).and_modify(|at| *at = asked_at);
-                    } else if held.contains_key(lease) {
-                        // Its worker leaves by itself before the lease would have ended.
+                    } else if held.remove(lease).is_some() {
+                        // Its worker hears no more of it, and leaves before the lease would end.
                         tracing::warn!(%lease, "a lease is gone from Redis");
                     }
                 }
+                drop(held);
+                actor.show();
             }
             Err(error) => {
                 METER.error("redis");
@@ -262,10 +307,10 @@ impl Handler<ReleasePermit> for WorkerSemaphore {
     ) -> Self::Result {
         self.slot.held.lock().remove(&lease);
         self.show();
-        let releasing = self.call("release", &[lease]).into_actor(self);
+        let releasing = self.call(Operation::Release, &[lease]).into_actor(self);
         AtomicResponse::new(Box::pin(releasing.map(|answer, actor, ctx| {
             match answer {
-                Ok((connection, _)) => actor.connection = Some(connection),
+                Ok(Answer { connection, .. }) => actor.connection = Some(connection),
                 // It ends by itself then.
                 Err(error) => tracing::warn!(%error, "a lease was not given back"),
             }
@@ -273,3 +318,6 @@ impl Handler<ReleasePermit> for WorkerSemaphore {
         })))
     }
 }
+
+#[cfg(test)]
+mod tests;

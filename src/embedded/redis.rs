@@ -29,6 +29,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct EmbeddedRedis {
     url: String,
+    is_new: bool,
     stopping: Arc<AtomicBool>,
     watcher: Option<std::thread::JoinHandle<()>>,
 }
@@ -48,6 +49,7 @@ impl EmbeddedRedis {
         fs::create_dir_all(dir)
             .with_context(|| format!("cannot make the folder {}", dir.display()))?;
         let dir = dir.canonicalize()?;
+        let is_new = fs::read_dir(&dir)?.next().is_none();
         end_leftover(&dir)?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let server = Server { dir, port };
@@ -61,7 +63,14 @@ impl EmbeddedRedis {
                 .spawn(move || server.watch(&stopping, &started))?
         };
         ready.recv().context("the thread that watches redis-server ended")??;
-        Ok(Self { url: format!("redis://127.0.0.1:{port}/0"), stopping, watcher: Some(watcher) })
+        let url = format!("redis://127.0.0.1:{port}/0");
+        Ok(Self { url, is_new, stopping, watcher: Some(watcher) })
+    }
+
+    /// Whether it was started on an empty folder: nobody can have used it before.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Its address.

@@ -102,6 +102,9 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         queue::wait_loaded(redis)
             .await
             .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?;
+        if embedded_redis.as_ref().is_some_and(EmbeddedRedis::is_new) {
+            queue::permits_at_once(redis, &keys).await?;
+        }
     }
     if embedded_kafka.is_none()
         && config.kafka.create_topics

@@ -9,6 +9,7 @@
 //! | [`apply`] | what the store does with a batch: apply, duplicate, gap, overlap, fenced |
 //! | [`new_partition`] | why a partition that came later waits for the older ones |
 //! | [`quarantine`] | what becomes of an entry that the store died over |
+//! | [`lease`] | how many Python workers may live, and when Redis knows it |
 //! | [`version`] | which of two values of a feature is the newer |
 //! | [`online`] | which online writes take effect |
 //! | [`generation`] | what the store does when Redis lost data |
@@ -22,6 +23,7 @@ pub mod generation;
 pub mod new_partition;
 pub mod online;
 pub mod quarantine;
+pub mod lease;
 pub mod source;
 pub mod ticket;
 pub mod version;

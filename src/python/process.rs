@@ -105,7 +105,18 @@ impl WorkerProcess {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn spawn(spec: &WorkerSpec) -> Result<Self, WorkerError> {
-        let beat = beat_of(Instant::now());
+        Self::spawn_under(spec, Instant::now()).await
+    }
+
+    /// The same under a lease that was renewed last at `renewed_at`, from where it counts.
+    ///
+    /// # Errors
+    /// As for [`Self::spawn`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn spawn_under(spec: &WorkerSpec, renewed_at: Instant) -> Result<Self, WorkerError> {
+        let beat = beat_of(renewed_at);
         let Launched { life, socket, stdout, stderr } =
             launch(spec).await.map_err(WorkerError::Spawn)?;
         socket.set_nonblocking(true).map_err(WorkerError::Spawn)?;

@@ -19,10 +19,8 @@ use std::time::{Duration, Instant};
 
 use super::session::{Session, failure};
 use super::wire::{self, Beat, Failure, Fault, Frame, Init, Kind, RowsReply, WireError, boot_ms};
+use crate::protocol::lease::HEARTBEAT_SHARE;
 
-/// The part of the lease after which a worker without heartbeats leaves. The rest is the margin in
-/// which it must be gone before its permit is given to another.
-const LEASE_SHARE: f64 = 0.7;
 /// The socket is moved to a number above this, out of the way of scripts that close "all" of them.
 const HIGH_FD: RawFd = 512;
 /// Exit code of a worker that cannot start or go on.
@@ -204,7 +202,7 @@ fn read_frames(socket: &UnixStream, frames: &mpsc::Sender<Frame>) {
                 }
                 Kind::Init => {
                     let init: Init = frame.header()?;
-                    lease_share_ms = (init.lease_ms as f64 * LEASE_SHARE) as u64;
+                    lease_share_ms = (init.lease_ms as f64 * HEARTBEAT_SHARE) as u64;
                     let beat = init.beat.ok_or_else(|| {
                         WireError::Malformed("an Init frame without a beat".into())
                     })?;

@@ -81,6 +81,19 @@ pub async fn wait_loaded(redis: &RedisLink) -> anyhow::Result<()> {
 /// The kind of error that Redis gives while it loads.
 const LOADING: redis::ErrorKind = redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading);
 
+/// Permits may be granted at once: nobody else can have used this Redis, so no worker lives that it
+/// does not know of. Nothing happens when the namespace was used before.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn permits_at_once(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<()> {
+    let script = redis::Script::new(
+        "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SET', KEYS[2], 0, 'NX') end",
+    );
+    let mut connection = redis.manager().await?;
+    script.key(keys.generation()).key(keys.permits_from()).invoke_async(&mut connection).await
+}
+
 /// Names of the keys of one namespace.
 #[derive(Debug, Clone)]
 pub struct Keys {
@@ -162,6 +175,18 @@ impl Keys {
     #[must_use]
     pub fn permits(&self) -> String {
         self.key("permits")
+    }
+
+    /// The moment, on Redis' clock in milliseconds, from which permits are granted.
+    #[must_use]
+    pub fn permits_from(&self) -> String {
+        self.key("permits_from")
+    }
+
+    /// Hash: SHA-256 of a script → JSON with its `name` and `text`.
+    #[must_use]
+    pub fn scripts(&self) -> String {
+        self.key("scripts")
     }
 
     /// Hash of an entity's newest values, one field a feature.

@@ -27,7 +27,7 @@ use std::{
     },
     time::Instant,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 #[cfg(panic = "abort")]
 compile_error!(
@@ -95,7 +95,8 @@ struct Watched {
 #[derive(Debug)]
 enum Command {
     Kill,
-    Stop(tokio::sync::oneshot::Sender<()>),
+    Panic,
+    Stop(oneshot::Sender<()>),
 }
 
 /// All actors of a node by name.
@@ -151,9 +152,17 @@ impl Registry {
         lock(&self.actors).get(name).is_some_and(|w| w.control.send(Command::Kill).is_ok())
     }
 
+    /// Makes an actor's instance panic, as one of its handlers might. Unlike [`Registry::kill`] this
+    /// counts as a failure of its own: back-off and limit apply. `false` when there is no such
+    /// actor.
+    #[must_use]
+    pub fn panic(&self, name: &str) -> bool {
+        lock(&self.actors).get(name).is_some_and(|w| w.control.send(Command::Panic).is_ok())
+    }
+
     /// Stops an actor for good and waits until its instance is gone.
     pub async fn stop(&self, name: &str) {
-        let (tx, rx) = tokio::sync::oneshot::channel();
+        let (tx, rx) = oneshot::channel();
         let sent = lock(&self.actors).get(name).map(|w| w.control.send(Command::Stop(tx)));
         if matches!(sent, Some(Ok(()))) {
             // An error means that the watcher is gone, and its actor with it.
@@ -178,6 +187,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// An instance's whole life. The panic on request unwinds from the task in which the handlers run,
+/// as theirs would.
+async fn live(instance: impl Future<Output = ()>, doomed: oneshot::Receiver<()>) {
+    tokio::select! {
+        biased;
+        Ok(()) = doomed => panic!("on request"),
+        () = instance => {}
+    }
+}
+
 async fn watch<A, F>(
     name: &'static str,
     link: Link<A>,
@@ -195,7 +214,8 @@ async fn watch<A, F>(
         let mut context = Context::new();
         context.set_mailbox_capacity(MAILBOX_CAPACITY);
         let address = context.address();
-        let mut task = tokio::task::spawn_local(context.into_future(factory()));
+        let (doom, doomed) = oneshot::channel();
+        let mut task = tokio::task::spawn_local(live(context.into_future(factory()), doomed));
         watched.generation.fetch_add(1, Ordering::Relaxed);
         watched.up.store(true, Ordering::Relaxed);
         telemetry::actor_up(name, true);
@@ -205,13 +225,17 @@ async fn watch<A, F>(
         let cause = tokio::select! {
             ended = &mut task => Cause::of(ended),
             command = commands.recv() => {
-                if let Some(Command::Stop(done)) = command {
-                    stopping = Some(done);
+                match command {
+                    // It may have ended by itself just now, which is as good.
+                    Some(Command::Panic) => drop(doom.send(())),
+                    Some(Command::Stop(done)) => {
+                        stopping = Some(done);
+                        task.abort();
+                    }
+                    Some(Command::Kill) | None => task.abort(),
                 }
-                task.abort();
                 // The instance is gone only when its task is: two never live side by side.
-                let _ = (&mut task).await;
-                Cause::Killed
+                Cause::of((&mut task).await)
             }
         };
         link.clear();

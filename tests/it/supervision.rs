@@ -1,15 +1,37 @@
-//! Any actor may be killed at any moment: nothing is lost, nothing is doubled.
+//! Any actor may be killed or may panic at any moment: nothing is lost, nothing is doubled.
 
 use crate::support::{Bench, broker, expected};
-use millstream::node::{Node, NodeOptions, Role};
-use std::time::Duration;
+use millstream::{
+    node::{Node, NodeOptions, Role},
+    supervision::Registry,
+};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-/// Events that must come through after each kill.
+/// Events that must come through after each end of an actor.
 const PROGRESS: u64 = 400;
+
+/// The totals by which a test sees events flow are those of the whole process: one node at a time.
+static ONE_NODE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn every_actor_killed_in_turn_under_load() {
-    let Some(brokers) = broker("supervision: every actor killed") else { return };
+    every_actor_ended_in_turn("every actor killed", Registry::kill);
+}
+
+/// Three panics an actor: well within what the restart policy mends.
+#[test]
+fn every_actor_panicked_in_turn_under_load() {
+    every_actor_ended_in_turn("every actor panicked", Registry::panic);
+}
+
+/// Ends every actor once, then every actor twice in a row, while events flow.
+fn every_actor_ended_in_turn(what: &str, end: fn(&Registry, &str) -> bool) {
+    let Some(brokers) = broker(&format!("supervision: {what}")) else { return };
+    // Poisoned by a test that failed: this one is on its own all the same.
+    let _alone = ONE_NODE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut bench = Bench::new(&brokers);
     bench.config.generator.rate = 4_000.0;
     bench.config.batch.max_rows = 500;
@@ -20,21 +42,22 @@ fn every_actor_killed_in_turn_under_load() {
     options.keep_ids = true;
     options.worker_program = Some(env!("CARGO_BIN_EXE_millstream").into());
     let config = bench.config.clone();
-    let (expected, kills) = actix::System::new().block_on(async move {
+    let what = what.to_owned();
+    let (expected, ends) = actix::System::new().block_on(async move {
         let mut node = Node::start(config, options).await.unwrap();
         node.wait_ready(Duration::from_secs(60)).await.unwrap();
         let actors: Vec<&'static str> = node.view.registry.status().into_keys().collect();
         assert!(actors.len() >= 9, "{actors:?}");
-        let mut kills = 0;
+        let mut ends = 0;
         for round in 0..2 {
             for actor in &actors {
                 let before = millstream::telemetry::totals().events;
-                assert!(node.view.registry.kill(actor));
-                kills += 1;
+                assert!(end(&node.view.registry, actor));
+                ends += 1;
                 if round == 1 {
                     // Twice in a row, the second time while it is coming back.
-                    assert!(node.view.registry.kill(actor));
-                    kills += 1;
+                    assert!(end(&node.view.registry, actor));
+                    ends += 1;
                 }
                 let flows = async {
                     while millstream::telemetry::totals().events < before + PROGRESS {
@@ -44,7 +67,7 @@ fn every_actor_killed_in_turn_under_load() {
                 tokio::select! {
                     () = flows => {}
                     fatal = node.fatal() => panic!("{fatal}"),
-                    () = tokio::time::sleep(Duration::from_secs(60)) => panic!("nothing flows after {actor} was killed"),
+                    () = tokio::time::sleep(Duration::from_secs(60)) => panic!("{what}: nothing flows after {actor}"),
                 }
             }
         }
@@ -54,11 +77,11 @@ fn every_actor_killed_in_turn_under_load() {
         let audit = node.view.verify(true).await.unwrap();
         assert!(audit.ok(), "{audit:#?}");
         let restarts: u64 = node.view.registry.status().values().map(|a| a.generation - 1).sum();
-        assert_eq!(restarts, kills, "each kill makes one new instance");
+        assert_eq!(restarts, ends, "each end makes one new instance");
         node.stop().await.unwrap();
-        (expected(&generator), kills)
+        (expected(&generator), ends)
     });
-    assert!(kills >= 27);
+    assert!(ends >= 27);
     let report = bench.judge(&expected);
     assert!(report.ok, "{report:#?}");
     assert_eq!((report.lost, report.duplicated), (0, 0));
