@@ -7,6 +7,7 @@
 //! | [`accumulator`] | when a batch closes |
 //! | [`window`] | in which order, and how many at once, batches of a source go to the store |
 //! | [`apply`] | what the store does with a batch: apply, duplicate, gap, overlap, fenced |
+//! | [`plain_writes`] | which position an entry of the plain writes' stream has |
 //! | [`version`] | which of two values of a feature is the newer |
 //!
 //! The statement they serve together: for every source DuckDB holds the effect of exactly the
@@ -14,6 +15,7 @@
 
 pub mod accumulator;
 pub mod apply;
+pub mod plain_writes;
 pub mod source;
 pub mod ticket;
 pub mod version;

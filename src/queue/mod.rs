@@ -10,6 +10,13 @@
 //! | `head` | JSON: an open request, or the ranges and counts of a write |
 //! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
+//!
+//! Plain write requests come on a stream of their own, `{ns}:writes`; an entry has the fields
+//!
+//! | field | content |
+//! |---|---|
+//! | `json` | `{"table": "features_table", "data": {…one row…}}` |
+//! | `reply` | optional: the list that the answer is pushed to |
 
 mod codec;
 mod connection;
@@ -66,6 +73,18 @@ impl Keys {
     #[must_use]
     pub fn reads(&self) -> String {
         self.key("reads")
+    }
+
+    /// Stream of plain write requests.
+    #[must_use]
+    pub fn writes(&self) -> String {
+        self.key("writes")
+    }
+
+    /// Stream of entries that can never be stored, for a person to look at.
+    #[must_use]
+    pub fn quarantine(&self) -> String {
+        self.key("quarantine")
     }
 
     /// List of the answers to one node.

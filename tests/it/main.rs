@@ -8,6 +8,7 @@
 
 mod end_to_end;
 mod exactly_once;
+mod plain_writes;
 mod python_workers;
 mod real_input;
 mod serving;

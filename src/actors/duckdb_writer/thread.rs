@@ -376,8 +376,12 @@ impl Writing {
         let mut duties = Vec::with_capacity(decided.len());
         let mut answers = Vec::with_capacity(decided.len());
         for Decided { id, reply_to, round, reply, duty } in decided {
+            let Some((duty, reply)) = duty.answer_directly(reply) else { continue };
             answers.push((id, reply_to, round, reply));
             duties.push(duty);
+        }
+        if answers.is_empty() {
+            return;
         }
         match self.parts.server.deliver(Applied { answers }) {
             Ok(()) => duties.into_iter().for_each(EntryDuty::done),

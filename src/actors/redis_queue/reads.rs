@@ -200,8 +200,9 @@ pub async fn verify_online(
     let critical: Vec<&NewestValue> = newest
         .iter()
         .filter(|(source, value)| {
-            let stream = streams.iter().find(|s| belongs(source, &s.name));
-            stream.is_some_and(|s| s.is_critical(&value.feature_name))
+            let plain = source.starts_with("writes:");
+            let mut of_source = streams.iter().filter(|s| plain || belongs(source, &s.name));
+            of_source.any(|s| s.is_critical(&value.feature_name))
         })
         .map(|(_, value)| value)
         .collect();

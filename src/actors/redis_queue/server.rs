@@ -29,7 +29,7 @@ const ENTRIES_A_READ: usize = 16;
 /// Seconds that an answer waits for a node that is gone.
 const REPLY_TTL_S: i64 = 3_600;
 /// The store's name in its group. There is one store, and its successor takes over what it had.
-const CONSUMER: &str = "store";
+pub(super) const CONSUMER: &str = "store";
 
 /// See the module.
 pub struct RedisQueueServer {
