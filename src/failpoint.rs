@@ -17,6 +17,9 @@
 //! | `g_in_transaction` | everything is appended, nothing is committed |
 //! | `g_committed` | committed, not answered |
 //! | `i_answered` | answered, the entry has left the queue |
+//! | `e_plain_online` | critical values of plain writes are online, nothing is with the store |
+//! | `i_plain_decided` | the store has plain writes, nobody was answered |
+//! | `i_plain_answered` | plain writes were answered and have left their stream |
 //! | `j_before_commit` | about to commit offsets to Kafka |
 //! | `j_committed` | offsets were sent to Kafka |
 
@@ -28,7 +31,7 @@ macro_rules! crash_point {
     };
 }
 
-/// Every crash point, in the order of the flow.
+/// Every crash point on the way of events from Kafka, in the order of the flow.
 pub const CRASH_POINTS: [&str; 12] = [
     "a_opened",
     "b_closed",
@@ -43,6 +46,10 @@ pub const CRASH_POINTS: [&str; 12] = [
     "j_before_commit",
     "j_committed",
 ];
+
+/// The crash points of plain writes, which only they pass.
+pub const PLAIN_WRITE_CRASH_POINTS: [&str; 3] =
+    ["e_plain_online", "i_plain_decided", "i_plain_answered"];
 
 /// Ends the process at once: no destructor runs, nothing is flushed.
 pub fn die() -> ! {

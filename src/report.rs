@@ -137,7 +137,8 @@ impl Report {
         let rows_of = counts(
             store,
             "SELECT split_part(split_part(source, ':', 2), '/', 1), count(f.pos)
-             FROM sources LEFT JOIN features_table f USING (source_no) GROUP BY ALL",
+             FROM sources LEFT JOIN features_table f USING (source_no)
+             WHERE source NOT LIKE 'writes:%' GROUP BY ALL",
         )?;
         let silent: Vec<String> = rows_of
             .iter()

@@ -16,5 +16,5 @@ pub use file_upload::FileUpload;
 pub use generator::Generator;
 pub use kafka_ingest::KafkaIngest;
 pub use python_worker_supervisor::PythonWorkerSupervisor;
-pub use redis_queue::{RedisQueue, RedisQueueServer};
+pub use redis_queue::{PlainWrites, RedisQueue, RedisQueueServer};
 pub use worker_semaphore::WorkerSemaphore;

@@ -2,7 +2,7 @@
 //!
 //! serde_json's streaming parser calls back for each field; there is no tree of values.
 
-use super::{Bad, columns::Column, reasons, timestamp};
+use super::{Bad, columns::Column, envelope::Envelope, reasons, timestamp};
 use crate::config::{FieldType, StreamConfig};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::{cell::RefCell, fmt};
@@ -25,6 +25,10 @@ pub struct Plan {
     pub created_at: Option<usize>,
     /// Further columns that must not be null.
     pub required: Vec<usize>,
+    /// Columns that must stand in the object, though they may be null.
+    pub stated: Vec<usize>,
+    /// The row is the field `data` of an object whose field `table` must be this.
+    pub table: Option<&'static str>,
 }
 
 impl Plan {
@@ -39,12 +43,14 @@ impl Plan {
             event_time: index(&stream.event_time).unwrap_or_default(),
             created_at: index(&stream.created_at),
             required: stream.required.iter().filter_map(|name| index(name)).collect(),
+            stated: Vec::new(),
+            table: None,
         }
     }
 }
 
 /// What a callback found wrong; the parser's own error only says where.
-type Found = RefCell<Option<Bad>>;
+pub(super) type Found = RefCell<Option<Bad>>;
 
 /// Parses `text` into row `row` of the columns. On an error some of the columns may have been put.
 ///
@@ -59,7 +65,11 @@ pub fn parse(
     let found = Found::default();
     let mut json = serde_json::Deserializer::from_str(text);
     let visitor = Row { plan, columns, row, found: &found };
-    let result = json.deserialize_map(visitor).and_then(|id| json.end().map(|()| id));
+    let result = match plan.table {
+        None => json.deserialize_map(visitor),
+        Some(table) => json.deserialize_map(Envelope { table, row: visitor }),
+    };
+    let result = result.and_then(|id| json.end().map(|()| id));
     result.map_err(|e| found.take().unwrap_or_else(|| classify(&e)))
 }
 
@@ -73,17 +83,25 @@ fn classify(error: &serde_json::Error) -> Bad {
     Bad::new(reason, detail)
 }
 
-fn fail<E: de::Error>(found: &Found, reason: &'static str, detail: String) -> E {
+pub(super) fn fail<E: de::Error>(found: &Found, reason: &'static str, detail: String) -> E {
     let error = E::custom(&detail);
     found.replace(Some(Bad::new(reason, detail)));
     error
 }
 
-struct Row<'a> {
+pub(super) struct Row<'a> {
     plan: &'a Plan,
     columns: &'a mut [Column],
     row: usize,
-    found: &'a Found,
+    pub(super) found: &'a Found,
+}
+
+impl<'de> DeserializeSeed<'de> for Row<'_> {
+    type Value = Option<Uuid>;
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
 }
 
 impl<'de> Visitor<'de> for Row<'_> {
@@ -311,12 +329,12 @@ impl<'de> DeserializeSeed<'de> for EventId {
 
 /// Steps over any value by recursion, so that the parser's depth limit holds for fields that
 /// nobody declared; `serde::de::IgnoredAny` would follow any depth.
-struct Skip<'a> {
+pub(super) struct Skip<'a> {
     /// Where a string goes, if it is wanted.
-    text: Option<&'a mut Option<String>>,
+    pub(super) text: Option<&'a mut Option<String>>,
 }
 
-const SKIP: Skip<'static> = Skip { text: None };
+pub(super) const SKIP: Skip<'static> = Skip { text: None };
 
 impl<'de> DeserializeSeed<'de> for Skip<'_> {
     type Value = ();

@@ -8,6 +8,7 @@
 //! finite numbers, size. The reasons are listed in [`reasons`].
 
 mod columns;
+mod envelope;
 mod json;
 pub mod reasons;
 pub mod timestamp;
@@ -90,6 +91,18 @@ impl Decoder {
             .collect::<Vec<_>>();
         let plan = Arc::new(json::Plan::new(&stream));
         Self { stream, schema: Arc::new(Schema::new(fields)), plan }
+    }
+
+    /// A decoder for plain write requests: `{"table": "features_table", "data": {…}}`, one feature
+    /// row each. Its columns are `entity_id`, `feature_name`, `value`, `event_timestamp`,
+    /// `created_at`, `_row`.
+    #[must_use]
+    pub fn plain_writes() -> Self {
+        let stream = envelope::stream();
+        let mut plan = json::Plan::new(&stream);
+        plan.table = Some(envelope::TABLE);
+        plan.stated = stream.schema.iter().position(|f| f.name == "value").into_iter().collect();
+        Self { plan: Arc::new(plan), ..Self::new(Arc::new(stream)) }
     }
 
     /// The columns that a script of this stream gets.
@@ -213,6 +226,12 @@ impl<'a> Rows<'a> {
         for &i in &plan.required {
             if !self.columns[i].is_set(n) {
                 let detail = format!("`{}` is missing or null", name(i));
+                return Err(Bad::new(reasons::MISSING_FIELD, detail));
+            }
+        }
+        for &i in &plan.stated {
+            if !self.columns[i].is_put(n) {
+                let detail = format!("`{}` is missing (null is a value)", name(i));
                 return Err(Bad::new(reasons::MISSING_FIELD, detail));
             }
         }

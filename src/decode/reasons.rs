@@ -30,11 +30,13 @@ pub const INVALID_TIMESTAMP: &str = "invalid_timestamp";
 pub const FUTURE_TIMESTAMP: &str = "future_timestamp";
 /// Before 1900, or not to be told in microseconds.
 pub const TIMESTAMP_OUT_OF_RANGE: &str = "timestamp_out_of_range";
+/// A plain write to a table that takes none.
+pub const UNKNOWN_TABLE: &str = "unknown_table";
 /// Longer than a record may be.
 pub const RECORD_TOO_LARGE: &str = "record_too_large";
 
 /// All of them.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     INVALID_JSON,
     INVALID_UTF8,
     NULL_PAYLOAD,
@@ -50,5 +52,6 @@ pub const ALL: [&str; 16] = [
     INVALID_TIMESTAMP,
     FUTURE_TIMESTAMP,
     TIMESTAMP_OUT_OF_RANGE,
+    UNKNOWN_TABLE,
     RECORD_TOO_LARGE,
 ];

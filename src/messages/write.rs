@@ -9,7 +9,7 @@ use crate::protocol::{
 use actix::Message;
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
+use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender, oneshot};
 
 /// The range and the counts of one part of a write, as its ledger line will say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,14 +101,31 @@ pub struct QueueEntry {
 #[derive(Debug)]
 pub struct EntryDuty {
     dropped: Option<UnboundedSender<()>>,
-    _room: OwnedSemaphorePermit,
+    direct: Option<oneshot::Sender<QueueReply>>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl EntryDuty {
     /// A duty that reports to `dropped`, and frees its `room` among the entries in hand.
     #[must_use]
     pub fn new(dropped: UnboundedSender<()>, room: OwnedSemaphorePermit) -> Self {
-        Self { dropped: Some(dropped), _room: room }
+        Self { dropped: Some(dropped), direct: None, _room: Some(room) }
+    }
+
+    /// The duty for what did not come over the queue: its answer goes to whoever waits in this
+    /// process, who sees the channel closed when the duty is dropped unanswered.
+    #[must_use]
+    pub fn direct(answer: oneshot::Sender<QueueReply>) -> Self {
+        Self { dropped: None, direct: Some(answer), _room: None }
+    }
+
+    /// Answers at once when somebody in this process waits for it; else gives both back, for the
+    /// way over Redis.
+    pub fn answer_directly(mut self, reply: QueueReply) -> Option<(Self, QueueReply)> {
+        let Some(direct) = self.direct.take() else { return Some((self, reply)) };
+        // Whoever waited is gone: it was killed, and its next instance asks again.
+        let _ = direct.send(reply);
+        None
     }
 
     /// The entry was decided; its answer is on its way.

@@ -419,6 +419,7 @@ impl Node {
             "python_worker_supervisor",
             "worker_semaphore",
             "redis_queue",
+            "plain_writes",
             "redis_queue_server",
             "duckdb_writer",
         ] {

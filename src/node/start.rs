@@ -3,8 +3,8 @@
 use super::{Node, NodeView, Role, python_env};
 use crate::{
     actors::{
-        BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PythonWorkerSupervisor,
-        RedisQueue, RedisQueueServer, WorkerSemaphore,
+        BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PlainWrites,
+        PythonWorkerSupervisor, RedisQueue, RedisQueueServer, WorkerSemaphore,
         duckdb_writer::{WriterThread, WriterThreadParts},
         file_upload::UploadEndpoint,
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
@@ -248,6 +248,10 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
     let adopted = thread.clone();
     registry.supervise("duckdb_writer", writer.clone(), RestartPolicy::default(), move || {
         DuckDbWriter::new(adopted.clone())
+    });
+    let (of, at, to) = (config.clone(), redis.clone(), writer.clone());
+    registry.supervise("plain_writes", Link::default(), RestartPolicy::default(), move || {
+        PlainWrites::new(of.clone(), at.clone(), to.clone())
     });
     let (config, redis, adopted) = (config.clone(), redis.clone(), thread.clone());
     let fatal = fatal.clone();

@@ -10,6 +10,7 @@
 //! | [`new_partition`] | why a partition that came later waits for the older ones |
 //! | [`quarantine`] | what becomes of an entry that the store died over |
 //! | [`lease`] | how many Python workers may live, and when Redis knows it |
+//! | [`plain_writes`] | which position an entry of the plain writes' stream has |
 //! | [`version`] | which of two values of a feature is the newer |
 //! | [`online`] | which online writes take effect |
 //! | [`generation`] | what the store does when Redis lost data |
@@ -20,10 +21,11 @@
 pub mod accumulator;
 pub mod apply;
 pub mod generation;
+pub mod lease;
 pub mod new_partition;
 pub mod online;
+pub mod plain_writes;
 pub mod quarantine;
-pub mod lease;
 pub mod source;
 pub mod ticket;
 pub mod version;

@@ -11,6 +11,13 @@
 //! | `head` | JSON: an open request, the ranges and counts of a write, or an adoption |
 //! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
+//!
+//! Plain write requests come on a stream of their own, `{ns}:writes`; an entry has the fields
+//!
+//! | field | content |
+//! |---|---|
+//! | `json` | `{"table": "features_table", "data": {…one row…}}` |
+//! | `reply` | optional: the list that the answer is pushed to |
 
 mod codec;
 mod connection;
@@ -129,6 +136,18 @@ impl Keys {
         self.key("reads")
     }
 
+    /// Stream of plain write requests.
+    #[must_use]
+    pub fn writes(&self) -> String {
+        self.key("writes")
+    }
+
+    /// Stream of entries that can never be stored, for a person to look at.
+    #[must_use]
+    pub fn quarantine(&self) -> String {
+        self.key("quarantine")
+    }
+
     /// List of the answers to one node.
     #[must_use]
     pub fn replies(&self, node: &str) -> String {
@@ -163,12 +182,6 @@ impl Keys {
     #[must_use]
     pub fn promised(&self) -> String {
         self.key("promised")
-    }
-
-    /// Stream of entries that were put aside for a person to look at.
-    #[must_use]
-    pub fn quarantine(&self) -> String {
-        self.key("quarantine")
     }
 
     /// Sorted set of the leases of Python workers by expiry.

@@ -67,6 +67,8 @@ fn start_at_zero() {
         ("python_worker_supervisor", "import"),
         ("redis_queue", "redis"),
         ("redis_queue", "unreadable"),
+        ("redis_queue", "plain_writes"),
+        ("redis_queue", "quarantined"),
         ("duckdb_writer", "statement"),
         ("duckdb_writer", "commit"),
         ("file_upload", "unimplemented"),

@@ -9,6 +9,7 @@
 mod end_to_end;
 mod exactly_once;
 mod online_rule;
+mod plain_writes;
 mod python_workers;
 mod real_input;
 mod serving;

@@ -432,10 +432,18 @@ impl Writing {
     }
 
     fn answer(&self, decided: Vec<Decided>) {
-        let (entries, duties): (Vec<_>, Vec<_>) =
-            decided.into_iter().map(|d| (d.entry, d.duty)).unzip();
+        let (mut entries, mut duties) = (Vec::new(), Vec::new());
+        for Decided { mut entry, duty } in decided {
+            let Some((duty, reply)) = duty.answer_directly(entry.reply) else { continue };
+            entry.reply = reply;
+            entries.push(entry);
+            duties.push(duty);
+        }
         let durable_to = self.writer.last_batch_seq();
         self.durable_to.store(durable_to, Ordering::Release);
+        if entries.is_empty() {
+            return;
+        }
         let applied = Applied { entries, durable_to };
         match self.parts.server.deliver(applied) {
             Ok(()) => duties.into_iter().for_each(EntryDuty::done),

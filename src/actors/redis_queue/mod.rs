@@ -6,19 +6,22 @@
 //!   writes their critical features online, then puts them on the queue in the order of their
 //!   positions, and passes the store's answers on;
 //! * the serving side ([`RedisQueueServer`]) takes entries off the queue for the DuckDbWriter and
-//!   answers them once they are durable.
+//!   answers them once they are durable;
+//! * beside it, [`PlainWrites`] takes the write requests of other clients off a stream of their own.
 //!
 //! Promises: critical features are online before their rows are on the queue; an entry leaves the
 //! queue only when it was answered; what is answered is in DuckDB.
 
 mod answering;
 mod operator;
+mod plain_writes;
 mod reads;
 mod sender;
 mod server;
 mod transport;
 
 pub use operator::adopt;
+pub use plain_writes::PlainWrites;
 pub use reads::{ask, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;

@@ -26,7 +26,7 @@ const ENTRIES_IN_HAND: usize = 64;
 /// Entries that one read takes at most.
 const ENTRIES_A_READ: usize = 16;
 /// The store's name in its group. There is one store, and its successor takes over what it had.
-const CONSUMER: &str = "store";
+pub(super) const CONSUMER: &str = "store";
 
 /// See the module.
 pub struct RedisQueueServer {
