@@ -1,6 +1,6 @@
 //! What librdkafka calls back on the poll thread: rebalances and statistics.
 
-use super::passing::Fetched;
+use super::passing::Progress;
 use crate::{
     kafka::AcknowledgedPositions,
     protocol::source::{Position, SourceName},
@@ -40,8 +40,8 @@ pub struct IngestContext {
     /// How far each partition's records were handed on; the answers to these are outstanding until
     /// they are acknowledged.
     handed_on: Mutex<HashMap<(String, i32), Position>>,
-    /// What the last statistics said of librdkafka's fetching.
-    fetched: Mutex<Vec<Fetched>>,
+    /// What the last statistics said of the ends of the logs.
+    progress: Mutex<Vec<Progress>>,
 }
 
 impl IngestContext {
@@ -52,7 +52,7 @@ impl IngestContext {
             rebalanced: Mutex::default(),
             acknowledged,
             handed_on: Mutex::default(),
-            fetched: Mutex::default(),
+            progress: Mutex::default(),
         }
     }
 
@@ -64,8 +64,8 @@ impl IngestContext {
     }
 
     /// What statistics have said since the last call.
-    pub fn take_fetched(&self) -> Vec<Fetched> {
-        std::mem::take(&mut *lock(&self.fetched))
+    pub fn take_progress(&self) -> Vec<Progress> {
+        std::mem::take(&mut *lock(&self.progress))
     }
 
     /// The first of these partitions whose records are on their way without an answer.
@@ -87,11 +87,11 @@ impl ClientContext for IngestContext {
     fn stats(&self, statistics: Statistics) {
         for (topic, stats) in &statistics.topics {
             for (partition, of) in &stats.partitions {
-                lock(&self.fetched).push(Fetched {
+                let end = if of.ls_offset >= 0 { of.ls_offset } else { of.hi_offset };
+                lock(&self.progress).push(Progress {
                     topic: topic.clone(),
                     partition: *partition,
-                    next_offset: of.next_offset,
-                    waiting: of.fetchq_cnt,
+                    end,
                 });
                 if let Some(next) = self.acknowledged.get(topic, *partition)
                     && of.hi_offset >= 0

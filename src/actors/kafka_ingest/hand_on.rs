@@ -2,12 +2,17 @@
 
 use super::{
     lane::{LaneState, Opened},
-    poll_thread::PartitionStatus,
+    passing::Progress,
+    poll_thread::{PartitionStatus, Wanted},
     polling::{METER, Polling},
 };
 use crate::{
     messages::{Credit, Records, SourceBatch},
-    protocol::{accumulator::Part, source::Position, ticket::Ticket},
+    protocol::{
+        accumulator::Part,
+        source::{Position, SourceName},
+        ticket::Ticket,
+    },
     supervision::Undelivered,
     telemetry::catalogue as m,
 };
@@ -53,26 +58,36 @@ impl Polling {
         self.stick(i, opened, (from, to), vec![records], polled_at);
     }
 
-    /// Moves lanes on over positions that hold no record, so that a log which ends with transaction
-    /// markers is read to its end.
-    pub(super) fn pass_markers(&mut self) {
-        let seen = self.consumer.context().take_fetched();
+    /// Has partitions probed at which nothing comes though their logs go on.
+    pub(super) fn probe_quiet(&mut self) {
+        let seen = self.consumer.context().take_progress();
         if self.paused {
-            self.passing.forget_all();
             return;
         }
-        for fetched in seen {
-            let Some(i) = self.lane_of(&fetched.topic, fetched.partition) else { continue };
-            let lane = &mut self.lanes[i];
-            let LaneState::Reading(reading) = &mut lane.state else {
-                self.passing.forget(&fetched);
-                continue;
-            };
-            let Some(to) = self.passing.observe(&fetched, reading.next) else { continue };
-            if let Some(range) = reading.pass(to) {
-                let opened = reading.opened;
-                self.stick(i, opened, range, Vec::new(), Instant::now());
+        for progress in seen {
+            let Some(i) = self.lane_of(&progress.topic, progress.partition) else { continue };
+            let LaneState::Reading(reading) = &self.lanes[i].state else { continue };
+            let from = reading.next;
+            if self.passing.observe(&progress, from, Instant::now()) {
+                let Progress { topic, partition, .. } = progress;
+                let source = self.lanes[i].source.clone();
+                // The receiver lives in the node as long as this thread.
+                let _ = self.parts.wanted.send(Wanted::Probe { source, topic, partition, from });
             }
+        }
+    }
+
+    /// A probe found no record in `[from, to)`: the position moves on without one.
+    pub(super) fn passed(&mut self, source: &SourceName, from: Position, to: Position) {
+        let Some(i) = self.lanes.iter().position(|lane| lane.source == *source) else { return };
+        let LaneState::Reading(reading) = &mut self.lanes[i].state else { return };
+        if reading.next != from {
+            return;
+        }
+        if let Some(range) = reading.pass(to) {
+            let opened = reading.opened;
+            tracing::debug!(%source, from, to, "positions without records are passed");
+            self.stick(i, opened, range, Vec::new(), Instant::now());
         }
     }
 
@@ -219,7 +234,7 @@ impl Polling {
                 ..PartitionStatus::default()
             };
             match &lane.state {
-                LaneState::Opening(_) => s.state = "opening",
+                LaneState::Opening { .. } => s.state = "opening",
                 LaneState::Seeking(_) => s.state = "seeking",
                 LaneState::Reading(reading) => {
                     s.state = "reading";

@@ -14,8 +14,12 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// An open that is not answered is asked again after so long.
-pub const REOPEN_AFTER: Duration = Duration::from_secs(5);
+/// An open that is not answered is asked again after so long, and then after twice as long each
+/// time: a store that is slow must not find ever more of them on its queue.
+pub const REOPEN_AFTER: Duration = Duration::from_millis(400);
+
+/// The longest of these waits.
+pub const REOPEN_AFTER_AT_MOST: Duration = Duration::from_secs(10);
 
 /// A halted source is asked for again after so long, in case that an operator has decided.
 pub const HALTED_RETRY: Duration = Duration::from_secs(15);
@@ -52,8 +56,13 @@ pub struct Opened {
 /// See the module.
 #[derive(Debug)]
 pub enum LaneState {
-    /// The store was asked at this moment.
-    Opening(Instant),
+    /// The store was asked.
+    Opening {
+        /// When.
+        since: Instant,
+        /// When it is asked again.
+        wait: Duration,
+    },
     /// librdkafka is to be set to the position.
     Seeking(Opened),
     /// Records come in.

@@ -191,6 +191,10 @@ async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<Redi
     while let Some(next) = wanted.recv().await {
         let (source, topic, partition) = match next {
             Wanted::Open { source, topic, partition } => (source, topic, partition),
+            Wanted::Probe { source, topic, partition, from } => {
+                tokio::task::spawn_local(probe(asker.clone(), source, topic, partition, from));
+                continue;
+            }
             Wanted::Close(source) => {
                 // Between two lives its windows are gone, and the source with them.
                 let _ = queue.deliver(CloseSource(source));
@@ -213,6 +217,27 @@ async fn open_wanted(wanted: WantedReceiver, asker: Arc<Asker>, queue: Link<Redi
                 Err(error) => tracing::error!(%source, %error, "asking the broker panicked"),
             }
         });
+    }
+}
+
+/// Has a partition probed and tells the poll thread what can be passed.
+async fn probe(
+    asker: Arc<Asker>,
+    source: SourceName,
+    topic: String,
+    partition: i32,
+    from: Position,
+) {
+    let (config, thread) = (asker.config.clone(), asker.thread.clone());
+    let probing =
+        move || passing::probe(&config.kafka, &topic, partition, from).map_err(anyhow::Error::from);
+    match tokio::task::spawn_blocking(probing).await.map_err(anyhow::Error::from).flatten() {
+        Ok(Some(to)) => thread.tell(Command::Passed { source, from, to }),
+        Ok(None) => {}
+        Err(error) => {
+            METER.error("kafka");
+            tracing::warn!(%source, error = %format!("{error:#}"), "the partition could not be probed");
+        }
     }
 }
 

@@ -1,87 +1,132 @@
 //! Positions without records: transaction markers and aborted records never reach a consumer, so a
 //! log that ends with them would never seem to be read to its end.
 //!
-//! librdkafka tells only in its statistics how far it has fetched. A position is believed to be
-//! passed when two statistics in a row say the same:
+//! When nothing comes for a while though the log goes on, the partition is *probed*: a second
+//! consumer reads from the lane's position. It has no part in the group and no state of the first
+//! one's, so what it does not see is not there.
 //!
-//! | fetched up to | records that wait for us | since the last statistics | answer |
-//! |---|---|---|---|
-//! | at most the lane's position | | | nothing |
-//! | beyond it | some | | nothing: they come |
-//! | beyond it | none | another position of the lane or of the fetcher, or none seen | remembered |
-//! | beyond it | none | the same | everything up to there is passed |
+//! | end of the log, as the statistics say | the lane's position | answer |
+//! |---|---|---|
+//! | not beyond the position | | nothing |
+//! | beyond it | has moved since the last look | remembered |
+//! | beyond it | has not moved for less than [`QUIET`] | nothing |
+//! | beyond it | has not moved for longer | probe |
 //!
-//! A pause or a seek throws away what was fetched, so after either it is looked at anew.
+//! | the probe finds, from the position on | answer |
+//! |---|---|
+//! | a record before the end that the broker told first | nothing: it will come |
+//! | the end of the partition, or a record behind that end | everything before that end is passed |
+//! | nothing in time | nothing |
 
-use crate::protocol::source::Position;
-use std::collections::HashMap;
+use crate::{
+    config::KafkaConfig,
+    kafka::{BROKER_TIMEOUT, consumer_config, watermarks},
+    protocol::source::Position,
+};
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// How long nothing comes before a partition is probed.
+pub const QUIET: Duration = Duration::from_secs(1);
+/// How long a probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What statistics say of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
+pub struct Progress {
     /// Its topic.
     pub topic: String,
     /// Its number.
     pub partition: i32,
-    /// The offset that is fetched next; negative when there is none.
-    pub next_offset: i64,
-    /// Records that were fetched and not polled yet.
-    pub waiting: i64,
+    /// The end of what can be read: open transactions and what follows them cannot.
+    pub end: Position,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Passing(HashMap<(String, i32), (Position, i64)>);
+pub struct Passing(HashMap<(String, i32), (Position, Instant)>);
 
 impl Passing {
-    /// Takes what statistics say of a partition whose lane is at `position`; up to where it may go.
-    pub fn observe(&mut self, fetched: &Fetched, position: Position) -> Option<Position> {
-        let key = (fetched.topic.clone(), fetched.partition);
-        if fetched.next_offset <= position || fetched.waiting != 0 {
+    /// Takes what statistics say of a partition whose lane is at `position`; whether to probe it.
+    pub fn observe(&mut self, progress: &Progress, position: Position, now: Instant) -> bool {
+        let key = (progress.topic.clone(), progress.partition);
+        if progress.end <= position {
             self.0.remove(&key);
-            return None;
+            return false;
         }
-        let seen = (position, fetched.next_offset);
-        (self.0.insert(key, seen) == Some(seen)).then_some(fetched.next_offset)
+        match self.0.get_mut(&key) {
+            Some((at, since)) if *at == position => {
+                let quiet = now.duration_since(*since) >= QUIET;
+                if quiet {
+                    *since = now;
+                }
+                quiet
+            }
+            _ => {
+                self.0.insert(key, (position, now));
+                false
+            }
+        }
     }
+}
 
-    /// A partition is not read just now.
-    pub fn forget(&mut self, fetched: &Fetched) {
-        self.0.remove(&(fetched.topic.clone(), fetched.partition));
+/// Probes a partition from `from` on: up to where there is certainly no record, when that is beyond
+/// `from`. Blocks on the broker.
+///
+/// # Errors
+/// librdkafka's word.
+pub fn probe(
+    kafka: &KafkaConfig,
+    topic: &str,
+    partition: i32,
+    from: Position,
+) -> Result<Option<Position>, KafkaError> {
+    let consumer: BaseConsumer = consumer_config(kafka)
+        .set("group.id", format!("{}-probe", kafka.group))
+        .set("enable.partition.eof", "true")
+        .remove("statistics.interval.ms")
+        .create()?;
+    // The end first: whatever is written while the probe reads lies behind it.
+    let (_, end) = watermarks(&consumer, topic, partition)?;
+    if end <= from {
+        return Ok(None);
     }
-
-    /// None is read just now.
-    pub fn forget_all(&mut self) {
-        self.0.clear();
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition_offset(topic, partition, Offset::Offset(from))?;
+    consumer.assign(&list)?;
+    let until = Instant::now() + PROBE_TIMEOUT;
+    while Instant::now() < until {
+        match consumer.poll(BROKER_TIMEOUT.min(PROBE_TIMEOUT)) {
+            Some(Ok(message)) => return Ok((message.offset() >= end).then_some(end)),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Some(end)),
+            Some(Err(error)) => return Err(error),
+            None => {}
+        }
     }
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fetched(next_offset: i64, waiting: i64) -> Fetched {
-        Fetched { topic: "t".into(), partition: 0, next_offset, waiting }
-    }
-
     #[test]
-    fn each_row_of_the_table() {
+    fn each_row_of_the_first_table() {
         let mut passing = Passing::default();
-        assert_eq!(passing.observe(&fetched(10, 0), 10), None);
-        assert_eq!(passing.observe(&fetched(12, 3), 10), None);
-        assert_eq!(passing.observe(&fetched(12, 0), 10), None, "seen for the first time");
-        assert_eq!(passing.observe(&fetched(12, 0), 11), None, "a record came in between");
-        assert_eq!(passing.observe(&fetched(13, 0), 11), None, "more was fetched in between");
-        assert_eq!(passing.observe(&fetched(13, 0), 11), Some(13));
-    }
-
-    #[test]
-    fn a_pause_makes_it_look_anew() {
-        let mut passing = Passing::default();
-        passing.observe(&fetched(12, 0), 10);
-        passing.forget_all();
-        assert_eq!(passing.observe(&fetched(12, 0), 10), None);
-        passing.forget(&fetched(12, 0));
-        assert_eq!(passing.observe(&fetched(12, 0), 10), None);
+        let end = |end| Progress { topic: "t".into(), partition: 0, end };
+        let start = Instant::now();
+        assert!(!passing.observe(&end(10), 10, start));
+        assert!(!passing.observe(&end(12), 10, start), "seen for the first time");
+        assert!(!passing.observe(&end(12), 11, start + QUIET), "it has moved");
+        assert!(!passing.observe(&end(12), 11, start + QUIET * 3 / 2));
+        assert!(passing.observe(&end(12), 11, start + QUIET * 2));
+        assert!(!passing.observe(&end(12), 11, start + QUIET * 2), "not twice at once");
     }
 }

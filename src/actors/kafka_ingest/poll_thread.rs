@@ -7,7 +7,7 @@ use crate::{
     config::Config,
     kafka::{self, AcknowledgedPositions},
     messages::SourceOpened,
-    protocol::source::SourceName,
+    protocol::source::{Position, SourceName},
     supervision::{FatalSender, Link},
 };
 use crossbeam_channel::Sender;
@@ -23,6 +23,15 @@ use tokio::sync::{Semaphore, mpsc};
 pub enum Command {
     /// The store's answer to an open.
     Opened(SourceOpened),
+    /// A probe found no record of a source in `[from, to)`.
+    Passed {
+        /// The source.
+        source: SourceName,
+        /// Where its lane was.
+        from: Position,
+        /// Where it may go.
+        to: Position,
+    },
     /// An operator has decided on a source: ask the store again for all that are halted.
     AskAgain,
     /// Hand on what was polled and poll no more; answered when that is done.
@@ -42,6 +51,17 @@ pub enum Wanted {
         topic: String,
         /// Partition of the topic.
         partition: i32,
+    },
+    /// Nothing comes of a partition though its log goes on: is there a record at all?
+    Probe {
+        /// Its source.
+        source: SourceName,
+        /// Topic.
+        topic: String,
+        /// Partition of the topic.
+        partition: i32,
+        /// The lane's position.
+        from: Position,
     },
     /// A partition went to another node.
     Close(SourceName),

@@ -2,7 +2,10 @@
 
 use super::{
     context::{IngestContext, Rebalanced},
-    lane::{HALTED_RETRY, Lane, LaneState, Opened, REOPEN_AFTER, Reading, Taken, WAITING_RETRY},
+    lane::{
+        HALTED_RETRY, Lane, LaneState, Opened, REOPEN_AFTER, REOPEN_AFTER_AT_MOST, Reading, Taken,
+        WAITING_RETRY,
+    },
     passing::Passing,
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
@@ -138,7 +141,7 @@ impl Polling {
         self.obey();
         self.reopen_abandoned();
         self.advance_lanes();
-        self.pass_markers();
+        self.probe_quiet();
         self.cut_chunks(idle);
         self.push_stuck();
         self.balance();
@@ -257,7 +260,7 @@ impl Polling {
         let Some(stream) = streams.iter().position(|s| s.topic == topic) else { return };
         let source = SourceName::kafka(&streams[stream].name, &topic, partition);
         self.lanes.retain(|lane| lane.source != source);
-        let state = LaneState::Opening(Instant::now());
+        let state = LaneState::opening(REOPEN_AFTER);
         self.lanes.push(Lane { stream, topic, partition, source, state });
         self.ask(self.lanes.len() - 1);
     }
@@ -265,11 +268,14 @@ impl Polling {
     /// Has the actor ask the store for the lane's position.
     fn ask(&mut self, i: usize) {
         let lane = &mut self.lanes[i];
-        lane.state = match std::mem::replace(&mut lane.state, LaneState::Opening(Instant::now())) {
+        lane.state = match std::mem::replace(&mut lane.state, LaneState::opening(REOPEN_AFTER)) {
             // Until the answer comes it stays what it is, and says why.
             LaneState::Halted { reason, .. } => LaneState::Halted { since: Instant::now(), reason },
             LaneState::Waiting { older, .. } => LaneState::Waiting { since: Instant::now(), older },
-            _ => LaneState::Opening(Instant::now()),
+            LaneState::Opening { wait, .. } => {
+                LaneState::opening((wait * 2).min(REOPEN_AFTER_AT_MOST))
+            }
+            _ => LaneState::opening(REOPEN_AFTER),
         };
         let Lane { source, topic, partition, .. } = lane;
         // Chunks that wait under the old token would only be refused.
@@ -304,6 +310,7 @@ impl Polling {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Opened(opened) => self.opened(opened),
+                Command::Passed { source, from, to } => self.passed(&source, from, to),
                 Command::AskAgain => {
                     for i in 0..self.lanes.len() {
                         if matches!(self.lanes[i].state, LaneState::Halted { .. }) {
@@ -364,7 +371,7 @@ impl Polling {
     fn advance_lanes(&mut self) {
         for i in 0..self.lanes.len() {
             match &self.lanes[i].state {
-                LaneState::Opening(since) if since.elapsed() >= REOPEN_AFTER => self.ask(i),
+                LaneState::Opening { since, wait } if since.elapsed() >= *wait => self.ask(i),
                 LaneState::Halted { since, .. } if since.elapsed() >= HALTED_RETRY => self.ask(i),
                 LaneState::Waiting { since, .. } if since.elapsed() >= WAITING_RETRY => self.ask(i),
                 LaneState::Seeking(opened) => {
@@ -391,6 +398,12 @@ impl Polling {
                 tracing::warn!(%error, source = %lane.source, "resume refused");
             }
         }
+    }
+}
+
+impl LaneState {
+    fn opening(wait: Duration) -> Self {
+        Self::Opening { since: Instant::now(), wait }
     }
 }
 
