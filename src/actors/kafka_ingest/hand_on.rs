@@ -1,7 +1,7 @@
 //! The way out of the poll thread: chunks into batches, credit, back-pressure, commits, status.
 
 use super::{
-    lane::{LaneState, Opened},
+    lane::{Chunk, LaneState, Opened},
     poll_thread::PartitionStatus,
     polling::{METER, Polling},
 };
@@ -48,7 +48,8 @@ impl Polling {
         let lane = &mut self.lanes[i];
         let LaneState::Reading(reading) = &mut lane.state else { return };
         let size = (reading.chunk.len(), reading.chunk.bytes());
-        let Some((records, from, to, polled_at)) = reading.cut(size) else { return };
+        let Some(chunk) = reading.cut(size) else { return };
+        let Chunk { records, from, to, since: polled_at, pinned } = chunk;
         let Opened { token, source_no, .. } = reading.opened;
         let source = lane.source.clone();
         let ticket = Ticket::new(source.clone(), token, from, to, self.abandon.clone());
@@ -59,6 +60,7 @@ impl Polling {
             source_no,
             from,
             to,
+            pinned,
             records: vec![records],
             ticket,
             credit: Credit::default(),

@@ -5,8 +5,8 @@ use crate::{
     config::StreamConfig,
     decode::{self, Decoded},
     messages::{
-        DeadLetter, EventBatch, FeatureBatch, FeaturePart, Record, Records, SourceBatch, Stage,
-        feature_row_schema,
+        DeadLetter, EventBatch, FeatureBatch, FeaturePart, OnlineValue, Record, Records,
+        SourceBatch, Stage, feature_row_schema,
     },
     online::Newest,
     protocol::version::Version,
@@ -39,45 +39,107 @@ pub struct Outcome {
     pub rejected: Rejections,
 }
 
-/// Puts the effect of a batch together.
+/// The effect of one part, without the duties that its batch has.
+#[derive(Debug)]
+pub struct Effect {
+    n_in: i64,
+    n_kept: i64,
+    n_filtered: i64,
+    rows: RecordBatch,
+    dead: Vec<DeadLetter>,
+    online: Vec<OnlineValue>,
+    sampled_timestamps_us: Vec<i64>,
+}
+
+impl Effect {
+    /// That of no records.
+    fn none() -> Self {
+        Self {
+            n_in: 0,
+            n_kept: 0,
+            n_filtered: 0,
+            rows: RecordBatch::new_empty(feature_row_schema()),
+            dead: Vec::new(),
+            online: Vec::new(),
+            sampled_timestamps_us: Vec::new(),
+        }
+    }
+
+    /// The part that had it: tickets and credit go over.
+    fn of(self, part: SourceBatch) -> FeaturePart {
+        FeaturePart {
+            source: part.source,
+            token: part.token,
+            from: part.from,
+            to: part.to,
+            n_in: self.n_in,
+            n_kept: self.n_kept,
+            n_filtered: self.n_filtered,
+            rows: self.rows,
+            dead: self.dead,
+            online: self.online,
+            ticket: part.ticket,
+            credit: part.credit,
+            sampled_timestamps_us: self.sampled_timestamps_us,
+        }
+    }
+}
+
+/// A batch with what [`assemble`] made of its parts.
+#[must_use]
+pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> FeatureBatch {
+    FeatureBatch {
+        stream: batch.stream,
+        transform: script.name.clone(),
+        script_sha256: script.sha256.clone(),
+        parts: effects.into_iter().zip(batch.parts).map(|(e, part)| e.of(part)).collect(),
+    }
+}
+
+/// A batch without records, which moves positions on: no script has anything to do with it.
+#[must_use]
+pub fn no_features(stream: &StreamConfig, batch: EventBatch) -> FeatureBatch {
+    FeatureBatch {
+        stream: batch.stream,
+        transform: stream.transform.clone(),
+        script_sha256: String::new(),
+        parts: batch.parts.into_iter().map(|part| Effect::none().of(part)).collect(),
+    }
+}
+
+/// Puts the effects of a batch's parts together.
 ///
 /// # Errors
 /// When the columns do not fit, which is a defect.
 pub fn assemble(
     stream: &StreamConfig,
-    script: &Script,
-    batch: EventBatch,
-    decoded: Decoded,
+    batch: &EventBatch,
+    decoded: &Decoded,
     outcome: Outcome,
     now_us: i64,
-) -> Result<FeatureBatch, ArrowError> {
+) -> Result<Vec<Effect>, ArrowError> {
     let Outcome { rows, mut rejected } = outcome;
     let rows = refuse_late_offenders(stream, rows, &mut rejected, now_us)?;
     let row_numbers = rows.column(0).as_primitive::<UInt32Type>().values().to_vec();
     let mut parts = Vec::with_capacity(batch.parts.len());
     let (mut row_start, mut out_start) = (0, 0);
     let mut dead = decoded.dead.iter();
-    for (part, &row_end) in batch.parts.into_iter().zip(&decoded.part_ends) {
+    for (part, &row_end) in batch.parts.iter().zip(&decoded.part_ends) {
         let out_end =
             out_start + row_numbers[out_start..].partition_point(|r| (*r as usize) < row_end);
         let slice = rows.slice(out_start, out_end - out_start);
         let mut letters = dead.next().cloned().unwrap_or_default();
         for (row, (reason, detail)) in rejected.range(row_start as u32..row_end as u32) {
             letters.push(
-                transform_letter(&part, &decoded, *row, stream, reason, detail)
+                transform_letter(part, decoded, *row, stream, reason, detail)
                     .ok_or_else(|| ArrowError::ComputeError(format!("row {row} has no record")))?,
             );
         }
         letters.sort_by_key(|letter| letter.pos);
-        parts.push(effect(stream, part, &decoded, slice, letters, row_end - row_start)?);
+        parts.push(effect(stream, part, decoded, slice, letters, row_end - row_start)?);
         (row_start, out_start) = (row_end, out_end);
     }
-    Ok(FeatureBatch {
-        stream: batch.stream,
-        transform: script.name.clone(),
-        script_sha256: script.sha256.clone(),
-        parts,
-    })
+    Ok(parts)
 }
 
 /// A script may move timestamps: a record with an output outside the bounds is dead as a whole.
@@ -142,12 +204,12 @@ fn entity_text(column: &ArrayRef, row: usize) -> String {
 /// The effect of one part. `good` is how many of its records went to the script.
 fn effect(
     stream: &StreamConfig,
-    part: SourceBatch,
+    part: &SourceBatch,
     decoded: &Decoded,
     rows: RecordBatch,
     dead: Vec<DeadLetter>,
     good: usize,
-) -> Result<FeaturePart, ArrowError> {
+) -> Result<Effect, ArrowError> {
     let n_in = part.records.iter().map(Records::len).sum::<usize>();
     let numbers = rows.column(0).as_primitive::<UInt32Type>();
     let (subs, kept) = number_outputs(numbers);
@@ -156,19 +218,13 @@ fn effect(
     let n_dead = dead.len();
     debug_assert!(n_in >= good && kept + n_dead <= n_in);
     let sampled_timestamps_us = sample(&part.records);
-    Ok(FeaturePart {
-        source: part.source,
-        token: part.token,
-        from: part.from,
-        to: part.to,
+    Ok(Effect {
         n_in: n_in as i64,
         n_kept: kept as i64,
         n_filtered: (n_in - kept - n_dead) as i64,
         rows,
         dead,
         online,
-        ticket: part.ticket,
-        credit: part.credit,
         sampled_timestamps_us,
     })
 }
@@ -236,11 +292,7 @@ fn place(rows: &RecordBatch, decoded: &Decoded, subs: Vec<i32>) -> Result<Record
 }
 
 /// The newest value of each critical feature.
-fn newest(
-    stream: &StreamConfig,
-    source_no: i32,
-    rows: &RecordBatch,
-) -> Vec<crate::messages::OnlineValue> {
+fn newest(stream: &StreamConfig, source_no: i32, rows: &RecordBatch) -> Vec<OnlineValue> {
     if stream.critical.is_empty() || rows.num_rows() == 0 {
         return Vec::new();
     }
