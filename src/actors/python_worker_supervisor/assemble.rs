@@ -329,3 +329,45 @@ fn sample(records: &[Records]) -> Vec<i64> {
     let step = n.div_ceil(SAMPLES).max(1);
     records.iter().flat_map(Records::iter).step_by(step).map(|r| r.timestamp_us).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        messages::Credit,
+        protocol::{
+            source::{SourceName, Token},
+            ticket::Ticket,
+        },
+    };
+
+    #[test]
+    fn a_batch_without_records_only_moves_its_position() {
+        let (abandon, mut abandoned) = tokio::sync::mpsc::unbounded_channel();
+        let (source, token) = (SourceName::kafka("s", "t", 3), Token::after(4));
+        let part = SourceBatch {
+            stream: 0,
+            source: source.clone(),
+            token,
+            source_no: 9,
+            from: 10,
+            to: 14,
+            pinned: None,
+            records: Vec::new(),
+            ticket: Ticket::new(source.clone(), token, 10, 14, abandon),
+            credit: Credit::default(),
+            polled_at: std::time::Instant::now(),
+        };
+        let stream = &StreamConfig::shipped()[0];
+        let batch = EventBatch { stream: 0, pinned: None, parts: vec![part] };
+        let features = no_features(stream, batch);
+        assert_eq!((&features.transform, features.script_sha256.as_str()), (&stream.transform, ""));
+        let part = features.parts.into_iter().next().unwrap();
+        assert_eq!((&part.source, part.token, part.from, part.to), (&source, token, 10, 14));
+        assert_eq!((part.n_in, part.n_kept, part.n_filtered, part.dead.len()), (0, 0, 0, 0));
+        assert_eq!((part.rows.num_rows(), part.rows.schema()), (0, feature_row_schema()));
+        assert!(abandoned.try_recv().is_err(), "the ticket went over");
+        drop(part);
+        assert_eq!(abandoned.try_recv().unwrap().from, 10);
+    }
+}

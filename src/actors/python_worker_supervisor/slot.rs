@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{actors::worker_semaphore::HeldLeases, messages::EventBatch, python::Heartbeat};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -65,7 +65,7 @@ struct Inner {
     /// The version under which a stream's batches run, if they are not pinned.
     versions: HashMap<usize, Arc<str>>,
     heartbeats: HashMap<u64, (Arc<str>, Heartbeat)>,
-    news: VecDeque<News>,
+    news: Vec<News>,
     last_number: u64,
 }
 
@@ -236,7 +236,7 @@ impl WorkerSlot {
 
     /// Leaves something for the living instance, or the next one.
     pub fn tell(&self, news: News) {
-        lock(&self.inner).news.push_back(news);
+        lock(&self.inner).news.push(news);
         self.noticed.notify_one();
     }
 
@@ -247,7 +247,7 @@ impl WorkerSlot {
 
     /// What happened since the last call.
     #[must_use]
-    pub fn news(&self) -> VecDeque<News> {
+    pub fn news(&self) -> Vec<News> {
         std::mem::take(&mut lock(&self.inner).news)
     }
 }
@@ -314,3 +314,6 @@ impl Drop for Shift {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
