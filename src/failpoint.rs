@@ -22,6 +22,9 @@
 //! | `i_plain_answered` | plain writes were answered and have left their stream |
 //! | `j_before_commit` | about to commit offsets to Kafka |
 //! | `j_committed` | offsets were sent to Kafka |
+//!
+//! One more place is no crash point: `c_defect=return(<source>)` makes every decoding of that source
+//! panic.
 
 /// Dies as by `kill -9` when the point is armed.
 #[macro_export]

@@ -1,4 +1,4 @@
-//! BatchAccumulator: records into batches, closed by rows, bytes or age.
+//! BatchAccumulator: records into batches, closed by rows, bytes, age or script version.
 //!
 //! Takes [`SourceBatch`]es from KafkaIngest, gives [`EventBatch`]es to the
 //! PythonWorkerSupervisor: one open batch a stream, which parts of many sources share. Promises
@@ -39,7 +39,9 @@ impl BatchAccumulator {
     }
 
     fn hand_on(&self, stream: usize, closed: Closed<SourceBatch>) {
-        let batch = EventBatch { stream, parts: closed.parts };
+        // Pinned here, once: all parts have the same version.
+        let pinned = closed.parts.first().and_then(|part| part.pinned.clone());
+        let batch = EventBatch { stream, pinned, parts: closed.parts };
         crate::crash_point!("b_closed");
         let rows = batch.rows();
         telemetry::batch_closed(closed.reason.name(), rows);

@@ -89,6 +89,16 @@ impl HeldLeases {
     pub fn renewed_at(&self, lease: &str) -> Option<Instant> {
         self.lock().get(lease).copied()
     }
+
+    /// A lease was granted or renewed, asked for at `at`.
+    pub(super) fn renewed(&self, lease: Arc<str>, at: Instant) {
+        self.lock().insert(lease, at);
+    }
+
+    /// A lease is gone, or was given back. Whether it was held.
+    pub(super) fn lost(&self, lease: &str) -> bool {
+        self.lock().remove(lease).is_some()
+    }
 }
 
 /// What outlives an instance.
@@ -220,7 +230,7 @@ impl WorkerSemaphore {
     }
 
     fn grant(&mut self, lease: Arc<str>, asked_at: Instant) {
-        self.slot.held.lock().insert(lease.clone(), asked_at);
+        self.slot.held.renewed(lease.clone(), asked_at);
         let permit = Permit::new(lease, self.lease_time, self.slot.released.clone());
         self.show();
         match self.waiting.pop_front() {
@@ -249,16 +259,16 @@ impl WorkerSemaphore {
         ctx.spawn(renewing.map(move |answer, actor, _| match answer {
             Ok(Answer { connection, done, .. }) => {
                 actor.connection = Some(connection);
-                let mut held = actor.slot.held.lock();
-                for (lease, renewed) in leases.iter().zip(done) {
-                    if renewed == 1 {
-                        held.entry(lease.clone()).and_modify(|at| *at = asked_at);
-                    } else if held.remove(lease).is_some() {
+                let held = &actor.slot.held;
+                for (lease, renewed) in leases.into_iter().zip(done) {
+                    // It may have been given back meanwhile.
+                    if renewed == 1 && held.renewed_at(&lease).is_some() {
+                        held.renewed(lease, asked_at);
+                    } else if renewed == 0 && held.lost(&lease) {
                         // Its worker hears no more of it, and leaves before the lease would end.
                         tracing::warn!(%lease, "a lease is gone from Redis");
                     }
                 }
-                drop(held);
                 actor.show();
             }
             Err(error) => {
@@ -305,7 +315,7 @@ impl Handler<ReleasePermit> for WorkerSemaphore {
         ReleasePermit { lease }: ReleasePermit,
         _: &mut Self::Context,
     ) -> Self::Result {
-        self.slot.held.lock().remove(&lease);
+        self.slot.held.lost(&lease);
         self.show();
         let releasing = self.call(Operation::Release, &[lease]).into_actor(self);
         AtomicResponse::new(Box::pin(releasing.map(|answer, actor, ctx| {

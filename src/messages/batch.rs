@@ -7,7 +7,7 @@ use crate::protocol::{
     ticket::Ticket,
 };
 use actix::Message;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// Records of one source in positions `[from, to)`, which may have holes.
 #[derive(Debug, Message)]
@@ -25,6 +25,9 @@ pub struct SourceBatch {
     pub from: Position,
     /// The position after the last.
     pub to: Position,
+    /// The script version that it must run under, as SHA-256: values that it made of these records
+    /// were promised online. `None`: the current one.
+    pub pinned: Option<Arc<str>>,
     /// The records, in pieces as they were polled.
     pub records: Vec<Records>,
     /// Reports the range when it is dropped unsettled.
@@ -42,6 +45,10 @@ impl Part for SourceBatch {
 
     fn bytes(&self) -> usize {
         self.records.iter().map(Records::bytes).sum()
+    }
+
+    fn pin(&self) -> Option<&str> {
+        self.pinned.as_deref()
     }
 
     fn merge(&mut self, mut next: Self) -> Result<(), Self> {
@@ -63,6 +70,8 @@ impl Part for SourceBatch {
 pub struct EventBatch {
     /// Index of the stream in the configuration.
     pub stream: usize,
+    /// The script version that all its parts must run under, as SHA-256; `None`: the current one.
+    pub pinned: Option<Arc<str>>,
     /// A part a source, or two when it was opened again in between.
     pub parts: Vec<SourceBatch>,
 }
@@ -72,5 +81,15 @@ impl EventBatch {
     #[must_use]
     pub fn rows(&self) -> usize {
         self.parts.iter().map(Part::rows).sum()
+    }
+
+    /// A batch for each part.
+    #[must_use]
+    pub fn split(self) -> Vec<Self> {
+        let Self { stream, pinned, parts } = self;
+        parts
+            .into_iter()
+            .map(|part| Self { stream, pinned: pinned.clone(), parts: vec![part] })
+            .collect()
     }
 }

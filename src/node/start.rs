@@ -9,7 +9,7 @@ use crate::{
         file_upload::UploadEndpoint,
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
         kafka_ingest::{PollThread, PollThreadParts},
-        python_worker_supervisor::{PythonParts, PythonStatus},
+        python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
         redis_queue::QueueParts,
         worker_semaphore::SemaphoreSlot,
     },
@@ -306,10 +306,13 @@ fn start_process(
         move || WorkerSemaphore::new(&of, at.clone(), held.clone()),
     );
 
+    let keys = Keys::new(&config.node.namespace);
     let parts = PythonParts {
         semaphore,
-        slot,
+        workers: Arc::new(WorkerSlot::new(slot.held, python.clone())),
+        scripts: Arc::new(ScriptShelf::new(redis.clone(), &keys, shared.generation.clone())),
         next: queue.clone(),
+        ingest: ingest.clone(),
         status: python,
         program: match &options.worker_program {
             Some(program) => program.clone(),

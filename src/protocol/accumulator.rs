@@ -1,4 +1,12 @@
-//! When a batch closes: at so many rows, so many bytes, or when its oldest part is so old.
+//! When a batch closes: at so many rows, so many bytes, when its oldest part is so old, or when a
+//! part comes that must run under another script version.
+//!
+//! | a part comes | the open batch |
+//! |---|---|
+//! | with another [`Part::pin`] than the open parts | closes first |
+//! | beyond the rows or bytes | closes first |
+//! | that fills it | closes with it |
+//! | when the oldest part is as old as may be | closes with it |
 //!
 //! A batch may hold parts of many sources, so that many quiet partitions share one call into
 //! Python; the parts of one source that follow each other are merged.
@@ -14,6 +22,8 @@ pub enum CloseReason {
     Bytes,
     /// The oldest part has waited long enough.
     Age,
+    /// The next part runs under another script version.
+    Pin,
     /// The pipeline drains.
     Drain,
 }
@@ -26,6 +36,7 @@ impl CloseReason {
             Self::Rows => "rows",
             Self::Bytes => "bytes",
             Self::Age => "age",
+            Self::Pin => "pin",
             Self::Drain => "drain",
         }
     }
@@ -48,6 +59,9 @@ pub trait Part: Sized {
     fn rows(&self) -> usize;
     /// Payload bytes.
     fn bytes(&self) -> usize;
+    /// The script version that it must run under; `None`: whichever is the current one. Parts of
+    /// one batch have the same.
+    fn pin(&self) -> Option<&str>;
     /// Takes the part that follows in the same source; gives it back when it does not follow.
     ///
     /// # Errors
@@ -94,7 +108,9 @@ impl<P: Part> Accumulator<P> {
         let mut closed = Vec::new();
         let (rows, bytes) = (part.rows(), part.bytes());
         if let Some(open) = &self.open {
-            if open.rows + rows > self.limits.max_rows {
+            if open.parts.first().is_some_and(|first| first.pin() != part.pin()) {
+                closed.extend(self.close(CloseReason::Pin));
+            } else if open.rows + rows > self.limits.max_rows {
                 closed.extend(self.close(CloseReason::Rows));
             } else if open.bytes + bytes > self.limits.max_bytes {
                 closed.extend(self.close(CloseReason::Bytes));
@@ -157,9 +173,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Positions `[from, to)` of a source, ten bytes each.
+    /// Positions `[from, to)` of a source, ten bytes each. The sources from 100 are pinned.
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct Range(u8, i64, i64);
+
+    /// The pinned twin of a source.
+    fn pinned(source: u8) -> u8 {
+        source + 100
+    }
 
     impl Part for Range {
         fn rows(&self) -> usize {
@@ -167,6 +188,9 @@ mod tests {
         }
         fn bytes(&self) -> usize {
             10 * self.rows()
+        }
+        fn pin(&self) -> Option<&str> {
+            (self.0 >= 100).then_some("old")
         }
         fn merge(&mut self, next: Self) -> Result<(), Self> {
             if next.0 == self.0 && next.1 == self.2 {
@@ -214,15 +238,34 @@ mod tests {
         assert_eq!(closed[0].parts, [Range(0, 0, 2)]);
     }
 
+    #[test]
+    fn another_pin_closes_the_open_batch() {
+        let now = Instant::now();
+        let mut a = Accumulator::new(limits(100, 10_000));
+        assert!(a.push(Range(pinned(0), 0, 2), now).is_empty());
+        assert!(a.push(Range(pinned(1), 0, 3), now).is_empty(), "the same version");
+        let closed = a.push(Range(0, 2, 4), now);
+        assert_eq!((closed.len(), closed[0].reason), (1, CloseReason::Pin));
+        assert_eq!(closed[0].parts, [Range(pinned(0), 0, 2), Range(pinned(1), 0, 3)]);
+        let closed = a.push(Range(pinned(1), 3, 5), now);
+        assert_eq!((closed.len(), closed[0].reason), (1, CloseReason::Pin));
+        assert_eq!(closed[0].parts, [Range(0, 2, 4)]);
+        assert_eq!(a.waiting(), 2);
+    }
+
     proptest! {
-        /// Nothing is lost, nothing is reordered within a source, and no batch exceeds its rows.
+        /// Nothing is lost, nothing is reordered within a source, no batch exceeds its rows, and
+        /// none mixes pins.
         #[test]
         fn keeps_every_position_in_order(
-            steps in prop::collection::vec((0u8..3, 1i64..8, 0u64..30), 1..80),
+            steps in prop::collection::vec(
+                (prop::sample::select(vec![0u8, 1, 2, 100, 101]), 1i64..8, 0u64..30),
+                1..80,
+            ),
         ) {
             let mut a = Accumulator::new(limits(10, 1_000_000));
             let mut now = Instant::now();
-            let (mut next, mut seen) = ([0i64; 3], [0i64; 3]);
+            let (mut next, mut seen) = ([0i64; 102], [0i64; 102]);
             let mut out = Vec::new();
             for (source, len, wait) in steps {
                 now += Duration::from_millis(wait);
@@ -234,6 +277,7 @@ mod tests {
             out.extend(a.close(CloseReason::Drain));
             for batch in out {
                 prop_assert!(batch.parts.iter().map(Part::rows).sum::<usize>() <= 10);
+                prop_assert!(batch.parts.iter().all(|p| p.pin() == batch.parts[0].pin()));
                 for Range(source, from, to) in batch.parts {
                     prop_assert_eq!(from, seen[source as usize]);
                     seen[source as usize] = to;

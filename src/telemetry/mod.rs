@@ -75,7 +75,7 @@ fn start_at_zero() {
     ] {
         counter!(m::ERRORS, "stage" => stage, "error_type" => error).increment(0);
     }
-    for reason in ["rows", "bytes", "age", "drain"] {
+    for reason in ["rows", "bytes", "age", "pin", "drain"] {
         counter!(m::BATCH_CLOSES, "reason" => reason).increment(0);
     }
     for answer in ["duplicate", "gap", "overlap", "fenced"] {

@@ -1,13 +1,13 @@
 //! The way out of the poll thread: chunks into batches, credit, back-pressure, commits, status.
 
 use super::{
-    lane::{LaneState, Opened},
+    lane::{Chunk, LaneState, Opened},
     passing::Progress,
     poll_thread::{PartitionStatus, Wanted},
     polling::{METER, Polling},
 };
 use crate::{
-    messages::{Credit, Records, SourceBatch},
+    messages::{Credit, SourceBatch},
     protocol::{
         accumulator::Part,
         source::{Position, SourceName},
@@ -53,9 +53,9 @@ impl Polling {
         let lane = &mut self.lanes[i];
         let LaneState::Reading(reading) = &mut lane.state else { return };
         let size = (reading.chunk.len(), reading.chunk.bytes());
-        let Some((records, from, to, polled_at)) = reading.cut(size) else { return };
-        let opened = reading.opened;
-        self.stick(i, opened, (from, to), vec![records], polled_at);
+        let Some(chunk) = reading.cut(size) else { return };
+        let opened = reading.opened.clone();
+        self.stick(i, &opened, chunk);
     }
 
     /// Has partitions probed at which nothing comes though their logs go on.
@@ -84,21 +84,16 @@ impl Polling {
         if reading.next != from {
             return;
         }
-        if let Some(range) = reading.pass(to) {
-            let opened = reading.opened;
+        if let Some(chunk) = reading.pass(to) {
+            let opened = reading.opened.clone();
             tracing::debug!(%source, from, to, "positions without records are passed");
-            self.stick(i, opened, range, Vec::new(), Instant::now());
+            self.stick(i, &opened, chunk);
         }
     }
 
-    fn stick(
-        &mut self,
-        i: usize,
-        Opened { token, source_no, .. }: Opened,
-        (from, to): (Position, Position),
-        records: Vec<Records>,
-        polled_at: Instant,
-    ) {
+    fn stick(&mut self, i: usize, opened: &Opened, chunk: Chunk) {
+        let Chunk { records, from, to, since: polled_at, pinned } = chunk;
+        let (token, source_no) = (opened.token, opened.source_no);
         let lane = &self.lanes[i];
         let source = lane.source.clone();
         let ticket = Ticket::new(source.clone(), token, from, to, self.abandon.clone());
@@ -109,7 +104,8 @@ impl Polling {
             source_no,
             from,
             to,
-            records,
+            pinned,
+            records: vec![records],
             ticket,
             credit: Credit::default(),
             polled_at,

@@ -10,9 +10,12 @@
 
 use crate::{
     messages::{Record, Records},
-    protocol::source::{Position, SourceName, Token},
+    protocol::source::{Position, Promised, SourceName, Token},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// An open that is not answered is asked again after so long, and then after twice as long each
 /// time: a store that is slow must not find ever more of them on its queue.
@@ -43,7 +46,7 @@ pub struct Lane {
 }
 
 /// What the store said of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
     /// The token to write under.
     pub token: Token,
@@ -51,6 +54,23 @@ pub struct Opened {
     pub source_no: i32,
     /// Where to read.
     pub next_pos: Position,
+    /// Up to where, and by which script version, the last owner showed values online.
+    pub promised: Option<Promised>,
+}
+
+/// A chunk as it leaves its lane.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Its records.
+    pub records: Records,
+    /// First position.
+    pub from: Position,
+    /// The position after the last.
+    pub to: Position,
+    /// When its first record came.
+    pub since: Instant,
+    /// The script version that it must run under; `None`: the current one.
+    pub pinned: Option<Arc<str>>,
 }
 
 /// See the module.
@@ -127,9 +147,9 @@ impl Reading {
     #[must_use]
     pub fn new(opened: Opened) -> Self {
         Self {
-            opened,
             next: opened.next_pos,
             chunk_from: opened.next_pos,
+            opened,
             chunk: Records::default(),
             chunk_since: None,
             first: First::Awaited,
@@ -139,6 +159,26 @@ impl Reading {
     /// The partition was paused and goes on: its first record is looked at again.
     pub fn resumed(&mut self) {
         self.first = First::Awaited;
+    }
+
+    /// The script version that a record at `position` must run under.
+    fn pin_at(&self, position: Position) -> Option<&str> {
+        let promised = self.opened.promised.as_ref()?;
+        (position < promised.to).then_some(&promised.script_sha256)
+    }
+
+    /// The script version that the chunk must run under: that of its first record.
+    fn pin(&self) -> Option<&str> {
+        self.chunk.get(0).and_then(|first| self.pin_at(first.position))
+    }
+
+    /// Whether the chunk must be cut before a record at `position` is taken: the record runs under
+    /// another script version.
+    #[must_use]
+    pub fn ends_before(&self, position: Position) -> bool {
+        self.opened.promised.is_some()
+            && !self.chunk.is_empty()
+            && self.pin() != self.pin_at(position)
     }
 
     /// Takes a record of this partition.
@@ -161,26 +201,26 @@ impl Reading {
     }
 
     /// Moves on to `to` over positions that hold no record for us — transaction markers, aborted
-    /// records. The range that was passed; `None` when there is a chunk, which will cover it.
-    pub fn pass(&mut self, to: Position) -> Option<(Position, Position)> {
+    /// records. What was passed; `None` when there is a chunk, which will cover it.
+    pub fn pass(&mut self, to: Position) -> Option<Chunk> {
         if self.chunk_since.is_some() || to <= self.next {
             return None;
         }
         let from = std::mem::replace(&mut self.chunk_from, to);
         self.next = to;
-        Some((from, to))
+        // Without a record it does not matter which version runs.
+        let (records, since, pinned) = (Records::default(), Instant::now(), None);
+        Some(Chunk { records, from, to, since, pinned })
     }
 
-    /// Takes the chunk out, with its range.
-    pub fn cut(
-        &mut self,
-        next_capacity: (usize, usize),
-    ) -> Option<(Records, Position, Position, Instant)> {
+    /// Takes the chunk out, with its range; room for so many records and bytes is made for the next.
+    pub fn cut(&mut self, next_capacity: (usize, usize)) -> Option<Chunk> {
         let since = self.chunk_since.take()?;
+        let pinned = self.pin().map(Arc::from);
         let fresh = Records::with_capacity(next_capacity.0, next_capacity.1);
         let records = std::mem::replace(&mut self.chunk, fresh);
         let from = std::mem::replace(&mut self.chunk_from, self.next);
-        Some((records, from, self.next, since))
+        Some(Chunk { records, from, to: self.next, since, pinned })
     }
 }
 
@@ -189,7 +229,7 @@ mod tests {
     use super::*;
 
     fn reading(next_pos: i64) -> Reading {
-        Reading::new(Opened { token: Token::after(0), source_no: 1, next_pos })
+        Reading::new(Opened { token: Token::after(0), source_no: 1, next_pos, promised: None })
     }
 
     fn take(reading: &mut Reading, position: i64) -> Taken {
@@ -216,19 +256,20 @@ mod tests {
         assert_eq!(take(&mut r, 15), Taken::Reseek(10));
         assert_eq!(take(&mut r, 15), Taken::Kept, "the log really has a hole");
         assert_eq!(take(&mut r, 18), Taken::Kept, "holes in the middle of the flow are the log's");
-        let (records, from, to, _) = r.cut((0, 0)).unwrap();
+        let Chunk { records, from, to, .. } = r.cut((0, 0)).unwrap();
         assert_eq!((records.len(), from, to), (2, 10, 19), "the range covers the holes");
     }
 
     #[test]
     fn positions_without_records_are_passed_once_and_never_over_a_chunk() {
         let mut r = reading(10);
-        assert_eq!(r.pass(13), Some((10, 13)));
-        assert_eq!(r.pass(13), None);
+        let passed = r.pass(13).unwrap();
+        assert_eq!((passed.from, passed.to, passed.records.len()), (10, 13, 0));
+        assert!(r.pass(13).is_none());
         take(&mut r, 13);
-        assert_eq!(r.pass(20), None, "the chunk comes first");
-        let (_, from, to, _) = r.cut((0, 0)).unwrap();
-        assert_eq!((from, to), (13, 14));
+        assert!(r.pass(20).is_none(), "the chunk comes first");
+        let chunk = r.cut((0, 0)).unwrap();
+        assert_eq!((chunk.from, chunk.to), (13, 14));
     }
 
     #[test]
@@ -236,12 +277,53 @@ mod tests {
         let mut r = reading(0);
         take(&mut r, 0);
         take(&mut r, 1);
-        let (_, from, to, _) = r.cut((0, 0)).unwrap();
+        let Chunk { from, to, .. } = r.cut((0, 0)).unwrap();
         assert_eq!((from, to), (0, 2));
         assert!(r.cut((0, 0)).is_none());
         r.resumed();
         take(&mut r, 2);
-        let (_, from, to, _) = r.cut((0, 0)).unwrap();
+        let Chunk { from, to, .. } = r.cut((0, 0)).unwrap();
         assert_eq!((from, to), (2, 3));
+    }
+
+    /// Reads positions as the poll thread does; ranges and pins of the chunks.
+    fn chunks(mut r: Reading, positions: &[i64]) -> Vec<(i64, i64, usize, Option<String>)> {
+        let mut out = Vec::new();
+        let mut cut = |r: &mut Reading| {
+            let Chunk { records, from, to, pinned, .. } = r.cut((0, 0)).unwrap();
+            out.push((from, to, records.len(), pinned.map(|p| p.to_string())));
+        };
+        for &position in positions {
+            if r.ends_before(position) {
+                cut(&mut r);
+            }
+            if let Taken::Reseek(_) = take(&mut r, position) {
+                assert_eq!(take(&mut r, position), Taken::Kept);
+            }
+        }
+        cut(&mut r);
+        out
+    }
+
+    #[test]
+    fn chunks_are_cut_where_the_promise_ends() {
+        let promised = |to| {
+            let mut r = reading(10);
+            r.opened.promised = Some(Promised { to, script_sha256: "old".into() });
+            r
+        };
+        let old = || Some("old".to_owned());
+        assert_eq!(
+            chunks(promised(12), &[10, 11, 12, 13]),
+            [(10, 12, 2, old()), (12, 14, 2, None)]
+        );
+        assert_eq!(
+            chunks(promised(12), &[10, 15, 16]),
+            [(10, 11, 1, old()), (11, 17, 2, None)],
+            "the promise ends in a hole"
+        );
+        assert_eq!(chunks(promised(12), &[13, 14]), [(10, 15, 2, None)], "nothing is left of it");
+        assert_eq!(chunks(promised(20), &[10, 11]), [(10, 12, 2, old())]);
+        assert_eq!(chunks(promised(10), &[10, 11]), [(10, 12, 2, None)], "all of it is durable");
     }
 }

@@ -175,6 +175,10 @@ impl Polling {
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let Some(i) = self.lane_of(message.topic(), message.partition()) else { return };
+        if matches!(&self.lanes[i].state, LaneState::Reading(r) if r.ends_before(message.offset()))
+        {
+            self.cut(i);
+        }
         let LaneState::Reading(reading) = &mut self.lanes[i].state else { return };
         let record = Record {
             position: message.offset(),
@@ -336,7 +340,7 @@ impl Polling {
         match reply {
             // A newer token than the one in use, whatever the lane does: an open that was asked
             // twice is answered twice, and only the last token may write.
-            OpenReply::Opened { token, source_no, next_pos, .. }
+            OpenReply::Opened { token, source_no, next_pos, promised }
                 if lane.token().is_none_or(|known| token.number > known.number) =>
             {
                 if let LaneState::Reading(_) = lane.state
@@ -347,7 +351,7 @@ impl Polling {
                 self.consumer.context().handed_on(source.clone(), next_pos);
                 // In both directions: DuckDB may have been restored.
                 self.parts.acknowledged.set(&lane.topic, lane.partition, next_pos);
-                lane.state = LaneState::Seeking(Opened { token, source_no, next_pos });
+                lane.state = LaneState::Seeking(Opened { token, source_no, next_pos, promised });
             }
             OpenReply::Opened { .. } => {}
             OpenReply::Waiting { older } => {
@@ -375,7 +379,7 @@ impl Polling {
                 LaneState::Halted { since, .. } if since.elapsed() >= HALTED_RETRY => self.ask(i),
                 LaneState::Waiting { since, .. } if since.elapsed() >= WAITING_RETRY => self.ask(i),
                 LaneState::Seeking(opened) => {
-                    let opened = *opened;
+                    let opened = opened.clone();
                     self.seek(i, opened);
                 }
                 _ => {}

@@ -5,8 +5,8 @@ use crate::{
     config::StreamConfig,
     decode::{self, Decoded},
     messages::{
-        DeadLetter, EventBatch, FeatureBatch, FeaturePart, Record, Records, SourceBatch, Stage,
-        feature_row_schema,
+        DeadLetter, EventBatch, FeatureBatch, FeaturePart, OnlineValue, Record, Records,
+        SourceBatch, Stage, feature_row_schema,
     },
     online::newest_of_rows,
     python::Script,
@@ -38,45 +38,107 @@ pub struct Outcome {
     pub rejected: Rejections,
 }
 
-/// Puts the effect of a batch together.
+/// The effect of one part, without the duties that its batch has.
+#[derive(Debug)]
+pub struct Effect {
+    n_in: i64,
+    n_kept: i64,
+    n_filtered: i64,
+    rows: RecordBatch,
+    dead: Vec<DeadLetter>,
+    online: Vec<OnlineValue>,
+    sampled_timestamps_us: Vec<i64>,
+}
+
+impl Effect {
+    /// That of no records.
+    fn none() -> Self {
+        Self {
+            n_in: 0,
+            n_kept: 0,
+            n_filtered: 0,
+            rows: RecordBatch::new_empty(feature_row_schema()),
+            dead: Vec::new(),
+            online: Vec::new(),
+            sampled_timestamps_us: Vec::new(),
+        }
+    }
+
+    /// The part that had it: tickets and credit go over.
+    fn of(self, part: SourceBatch) -> FeaturePart {
+        FeaturePart {
+            source: part.source,
+            token: part.token,
+            from: part.from,
+            to: part.to,
+            n_in: self.n_in,
+            n_kept: self.n_kept,
+            n_filtered: self.n_filtered,
+            rows: self.rows,
+            dead: self.dead,
+            online: self.online,
+            ticket: part.ticket,
+            credit: part.credit,
+            sampled_timestamps_us: self.sampled_timestamps_us,
+        }
+    }
+}
+
+/// A batch with what [`assemble`] made of its parts.
+#[must_use]
+pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> FeatureBatch {
+    FeatureBatch {
+        stream: batch.stream,
+        transform: script.name.clone(),
+        script_sha256: script.sha256.clone(),
+        parts: effects.into_iter().zip(batch.parts).map(|(e, part)| e.of(part)).collect(),
+    }
+}
+
+/// A batch without records, which moves positions on: no script has anything to do with it.
+#[must_use]
+pub fn no_features(stream: &StreamConfig, batch: EventBatch) -> FeatureBatch {
+    FeatureBatch {
+        stream: batch.stream,
+        transform: stream.transform.clone(),
+        script_sha256: String::new(),
+        parts: batch.parts.into_iter().map(|part| Effect::none().of(part)).collect(),
+    }
+}
+
+/// Puts the effects of a batch's parts together.
 ///
 /// # Errors
 /// When the columns do not fit, which is a defect.
 pub fn assemble(
     stream: &StreamConfig,
-    script: &Script,
-    batch: EventBatch,
-    decoded: Decoded,
+    batch: &EventBatch,
+    decoded: &Decoded,
     outcome: Outcome,
     now_us: i64,
-) -> Result<FeatureBatch, ArrowError> {
+) -> Result<Vec<Effect>, ArrowError> {
     let Outcome { rows, mut rejected } = outcome;
     let rows = refuse_late_offenders(stream, rows, &mut rejected, now_us)?;
     let row_numbers = rows.column(0).as_primitive::<UInt32Type>().values().to_vec();
     let mut parts = Vec::with_capacity(batch.parts.len());
     let (mut row_start, mut out_start) = (0, 0);
     let mut dead = decoded.dead.iter();
-    for (part, &row_end) in batch.parts.into_iter().zip(&decoded.part_ends) {
+    for (part, &row_end) in batch.parts.iter().zip(&decoded.part_ends) {
         let out_end =
             out_start + row_numbers[out_start..].partition_point(|r| (*r as usize) < row_end);
         let slice = rows.slice(out_start, out_end - out_start);
         let mut letters = dead.next().cloned().unwrap_or_default();
         for (row, (reason, detail)) in rejected.range(row_start as u32..row_end as u32) {
             letters.push(
-                transform_letter(&part, &decoded, *row, stream, reason, detail)
+                transform_letter(part, decoded, *row, stream, reason, detail)
                     .ok_or_else(|| ArrowError::ComputeError(format!("row {row} has no record")))?,
             );
         }
         letters.sort_by_key(|letter| letter.pos);
-        parts.push(effect(stream, part, &decoded, slice, letters, row_end - row_start)?);
+        parts.push(effect(stream, part, decoded, slice, letters, row_end - row_start)?);
         (row_start, out_start) = (row_end, out_end);
     }
-    Ok(FeatureBatch {
-        stream: batch.stream,
-        transform: script.name.clone(),
-        script_sha256: script.sha256.clone(),
-        parts,
-    })
+    Ok(parts)
 }
 
 /// A script may move timestamps: a record with an output outside the bounds is dead as a whole.
@@ -141,12 +203,12 @@ fn entity_text(column: &ArrayRef, row: usize) -> String {
 /// The effect of one part. `good` is how many of its records went to the script.
 fn effect(
     stream: &StreamConfig,
-    part: SourceBatch,
+    part: &SourceBatch,
     decoded: &Decoded,
     rows: RecordBatch,
     dead: Vec<DeadLetter>,
     good: usize,
-) -> Result<FeaturePart, ArrowError> {
+) -> Result<Effect, ArrowError> {
     let n_in = part.records.iter().map(Records::len).sum::<usize>();
     let numbers = rows.column(0).as_primitive::<UInt32Type>();
     let (subs, kept) = number_outputs(numbers);
@@ -159,19 +221,13 @@ fn effect(
     let n_dead = dead.len();
     debug_assert!(n_in >= good && kept + n_dead <= n_in);
     let sampled_timestamps_us = sample(&part.records);
-    Ok(FeaturePart {
-        source: part.source,
-        token: part.token,
-        from: part.from,
-        to: part.to,
+    Ok(Effect {
         n_in: n_in as i64,
         n_kept: kept as i64,
         n_filtered: (n_in - kept - n_dead) as i64,
         rows,
         dead,
         online,
-        ticket: part.ticket,
-        credit: part.credit,
         sampled_timestamps_us,
     })
 }
@@ -243,4 +299,46 @@ fn sample(records: &[Records]) -> Vec<i64> {
     let n: usize = records.iter().map(Records::len).sum();
     let step = n.div_ceil(SAMPLES).max(1);
     records.iter().flat_map(Records::iter).step_by(step).map(|r| r.timestamp_us).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        messages::Credit,
+        protocol::{
+            source::{SourceName, Token},
+            ticket::Ticket,
+        },
+    };
+
+    #[test]
+    fn a_batch_without_records_only_moves_its_position() {
+        let (abandon, mut abandoned) = tokio::sync::mpsc::unbounded_channel();
+        let (source, token) = (SourceName::kafka("s", "t", 3), Token::after(4));
+        let part = SourceBatch {
+            stream: 0,
+            source: source.clone(),
+            token,
+            source_no: 9,
+            from: 10,
+            to: 14,
+            pinned: None,
+            records: Vec::new(),
+            ticket: Ticket::new(source.clone(), token, 10, 14, abandon),
+            credit: Credit::default(),
+            polled_at: std::time::Instant::now(),
+        };
+        let stream = &StreamConfig::shipped()[0];
+        let batch = EventBatch { stream: 0, pinned: None, parts: vec![part] };
+        let features = no_features(stream, batch);
+        assert_eq!((&features.transform, features.script_sha256.as_str()), (&stream.transform, ""));
+        let part = features.parts.into_iter().next().unwrap();
+        assert_eq!((&part.source, part.token, part.from, part.to), (&source, token, 10, 14));
+        assert_eq!((part.n_in, part.n_kept, part.n_filtered, part.dead.len()), (0, 0, 0, 0));
+        assert_eq!((part.rows.num_rows(), part.rows.schema()), (0, feature_row_schema()));
+        assert!(abandoned.try_recv().is_err(), "the ticket went over");
+        drop(part);
+        assert_eq!(abandoned.try_recv().unwrap().from, 10);
+    }
 }

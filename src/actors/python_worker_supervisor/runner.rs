@@ -6,10 +6,13 @@
 //! | the batch fails (exception, wrong output, signal, deadline) | once more in a fresh process, then halves |
 //! | a single row fails twice | it is dead, with the failure as its reason |
 //! | the script cannot be loaded | the batch waits, visibly: no data is dead for the code's fault |
+//! | the lease was lost, and the process with it | the batch is run by another worker: no data is dead for that |
 
 use super::assemble::{Outcome, Rejections};
 use crate::{
+    actors::worker_semaphore::HeldLeases,
     messages::Permit,
+    protocol::lease::HEARTBEAT_SHARE,
     python::{
         ExitWatch, Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
         schema,
@@ -47,6 +50,19 @@ pub struct Recipe {
     pub deadline: Duration,
     /// Who passes heartbeats on.
     pub announce: Announce,
+    /// Tells when the worker's lease was renewed.
+    pub leases: Arc<HeldLeases>,
+}
+
+/// Why a batch did not get through that is not the data's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The lease was lost or not renewed for long: no process may run under it.
+    #[error("the worker's lease was lost")]
+    LeaseLost,
+    /// The worker cannot be started or the script not loaded.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// A worker with its permit.
@@ -77,17 +93,32 @@ impl Worker {
         self.process.as_ref().map(WorkerProcess::pid)
     }
 
+    /// When its lease was renewed last; `None` once no process may run under it any more: it would
+    /// live longer than the lease.
+    fn leased_at(&self) -> Option<Instant> {
+        let lease = self.permit.as_ref()?.lease();
+        let patience = self.recipe.spec.lease.mul_f64(HEARTBEAT_SHARE);
+        self.recipe.leases.renewed_at(lease).filter(|at| at.elapsed() < patience)
+    }
+
+    /// Whether a process may run under its lease.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.leased_at().is_some()
+    }
+
     /// Starts the process and loads the script, unless that is done.
     ///
     /// # Errors
-    /// [`WorkerError`]; the next call tries again.
-    pub async fn start(&mut self) -> Result<&mut WorkerProcess, WorkerError> {
+    /// [`RunError`]; after that of a worker the next call tries again.
+    pub async fn start(&mut self) -> Result<&mut WorkerProcess, RunError> {
         if self.process.as_ref().is_some_and(|p| !p.is_usable()) {
             self.kill().await;
         }
         if self.process.is_none() {
             let started = Instant::now();
-            let process = WorkerProcess::spawn(&self.recipe.spec).await?;
+            let leased_at = self.leased_at().ok_or(RunError::LeaseLost)?;
+            let process = WorkerProcess::spawn_under(&self.recipe.spec, leased_at).await?;
             self.reaped = Some(process.exit_watch());
             (self.recipe.announce)(process.pid(), process.heartbeat());
             let process = self.process.insert(process);
@@ -101,12 +132,20 @@ impl Worker {
             };
             if let Err(error) = loaded {
                 self.kill().await;
-                return Err(error);
+                return Err(self.blamed(error));
             }
             metrics::histogram!(m::WORKER_START).record(started.elapsed());
         }
         // Set just above, or before; there is no way around.
-        self.process.as_mut().ok_or(WorkerError::Poisoned)
+        self.process.as_mut().ok_or(RunError::Worker(WorkerError::Poisoned))
+    }
+
+    /// A process that ended without a lease ended for that.
+    fn blamed(&self, error: WorkerError) -> RunError {
+        match error {
+            WorkerError::Exited { .. } if !self.is_leased() => RunError::LeaseLost,
+            other => RunError::Worker(other),
+        }
     }
 
     /// Asks the process to leave and gives the permit back once it was reaped.
@@ -126,8 +165,8 @@ impl Worker {
     /// Gets every row of `batch` through the script, or dead.
     ///
     /// # Errors
-    /// Only what is not the data's fault: the worker cannot be started or the script not loaded.
-    pub async fn run(&mut self, batch: &RecordBatch) -> Result<Outcome, WorkerError> {
+    /// Only what is not the data's fault: see [`RunError`].
+    pub async fn run(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
         if batch.num_rows() == 0 {
             return Ok(Outcome {
                 rows: RecordBatch::new_empty(schema::canonical()),
@@ -144,7 +183,7 @@ impl Worker {
     }
 
     /// `first` is the number, in the whole batch, of the first row of this piece.
-    async fn isolate(&mut self, piece: &RecordBatch, first: u32) -> Result<Outcome, WorkerError> {
+    async fn isolate(&mut self, piece: &RecordBatch, first: u32) -> Result<Outcome, RunError> {
         let failure = match self.attempt(piece).await? {
             Ok(output) => return Ok(shift(output, first)),
             Err(failure) => failure,
@@ -183,12 +222,15 @@ impl Worker {
     async fn attempt(
         &mut self,
         piece: &RecordBatch,
-    ) -> Result<Result<TransformOutput, Failure>, WorkerError> {
+    ) -> Result<Result<TransformOutput, Failure>, RunError> {
         let deadline = self.recipe.deadline;
         let process = self.start().await?;
         let failure = match tokio::time::timeout(deadline, process.transform(piece)).await {
             Ok(Ok(output)) => return Ok(Ok(output)),
-            Ok(Err(error)) => Failure::of(error)?,
+            Ok(Err(error)) => match self.blamed(error) {
+                RunError::Worker(error) => Failure::of(error)?,
+                lost => return Err(lost),
+            },
             Err(_) => Failure {
                 reason: "timeout".into(),
                 detail: format!("{} rows ran longer than {deadline:?}", piece.num_rows()),

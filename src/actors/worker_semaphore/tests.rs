@@ -155,12 +155,12 @@ async fn a_redis_that_is_known_to_be_new_grants_at_once() {
     drop(permit(&link).await);
     assert!(started.elapsed() < lease_time);
 
-    // Not when the namespace was used before.
-    server.lose_everything().await;
-    queue::generation(&server.redis, &keys).await.unwrap();
-    queue::permits_at_once(&server.redis, &keys).await.unwrap();
+    // Not in a namespace that was used before.
+    let used = Keys::new("used");
+    queue::generation(&server.redis, &used).await.unwrap();
+    queue::permits_at_once(&server.redis, &used).await.unwrap();
     let from: Option<i64> = redis::cmd("GET")
-        .arg(keys.permits_from())
+        .arg(used.permits_from())
         .query_async(&mut server.connection)
         .await
         .unwrap();

@@ -1,0 +1,203 @@
+//! One batch through one worker: a task of its own, which runs to its end whatever becomes of the
+//! actor that started it. Its result may always be handed on: effects are fenced by tokens and
+//! tickets.
+
+use super::{
+    METER,
+    assemble::{self, Effect},
+    runner::{RunError, Worker},
+    scripts::ScriptShelf,
+    slot::{News, Shift},
+    status::{label_of, lock},
+};
+use crate::{
+    actors::{KafkaIngest, RedisQueue},
+    config::Config,
+    decode::{Decoded, Decoder},
+    messages::{EventBatch, SourceOpened},
+    protocol::source::OpenReply,
+    python::WorkerError,
+    supervision::{Link, Undelivered},
+    telemetry,
+};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+/// What a batch needs besides its worker.
+pub(super) struct Job {
+    pub config: Arc<Config>,
+    pub decoder: Decoder,
+    pub scripts: Arc<ScriptShelf>,
+    pub next: Link<RedisQueue>,
+    pub ingest: Link<KafkaIngest>,
+    pub batch: EventBatch,
+}
+
+impl Job {
+    /// Runs the batch and gives the worker back.
+    pub async fn run(self, shift: Shift, mut worker: Worker) {
+        let Self { config, decoder, scripts, next, ingest, batch } = self;
+        let started = Instant::now();
+        let rows = batch.rows();
+        let script = worker.script();
+        // Before any value that it makes can be online.
+        scripts.publish(&script).await;
+        let (batch, decoded) = match decode(decoder, batch).await {
+            Ok(both) => both,
+            Err(failed) => return failed.tell(shift, worker, &ingest).await,
+        };
+        crate::crash_point!("c_decoded");
+        let outcome = match worker.run(&decoded.batch).await {
+            Ok(outcome) => outcome,
+            Err(RunError::LeaseLost) => {
+                tracing::warn!(
+                    script = script.name,
+                    "a worker's lease was lost; its batch runs again"
+                );
+                return shift.dismiss(worker, News::Again(vec![batch]));
+            }
+            Err(RunError::Worker(error)) => {
+                let news = News::Broken(shift.key().clone(), batch, why(&error));
+                return shift.dismiss(worker, news);
+            }
+        };
+        crate::crash_point!("d_transformed");
+        let assembled = put_together(config, batch, decoded, outcome).await;
+        let (batch, effects) = match assembled {
+            Ok(both) => both,
+            Err(failed) => return failed.tell(shift, worker, &ingest).await,
+        };
+        {
+            let mut strikes = lock(&shift.slot().strikes);
+            batch.parts.iter().for_each(|part| strikes.succeeded(&part.source, part.from, part.to));
+        }
+        shift.give_back(worker);
+        let features = assemble::features(batch, &script, effects);
+        for letter in features.parts.iter().flat_map(|part| &part.dead) {
+            telemetry::dead_letters(letter.stage.name(), label_of(&letter.reason), 1);
+        }
+        METER.worked(started);
+        match next.deliver(features) {
+            Ok(()) => METER.sent(rows),
+            // Its tickets report, and its sources are read again.
+            Err(Undelivered(_)) => METER.error("abandoned"),
+        }
+    }
+}
+
+/// A batch that a defect of ours kept from going on; `None`: it is gone, and its tickets reported.
+struct Failed {
+    batch: Option<EventBatch>,
+    why: String,
+}
+
+impl Failed {
+    /// Finds the source at fault, and halts it when it fails again and again.
+    async fn tell(self, shift: Shift, worker: Worker, ingest: &Link<KafkaIngest>) {
+        let Self { batch, why } = self;
+        let slot = shift.slot().clone();
+        METER.error("defect");
+        tracing::error!(why, "a batch could not be processed, which is a defect of Millstream");
+        let Some(mut batch) = batch else { return shift.give_back(worker) };
+        if batch.parts.len() > 1 {
+            // Each source for itself: the others go on.
+            shift.give_back(worker);
+            return slot.tell(News::Again(batch.split()));
+        }
+        shift.give_back(worker);
+        let Some(part) = batch.parts.pop() else { return };
+        if !lock(&slot.strikes).failed(&part.source, part.from) {
+            // Its ticket reports, and its source is read again.
+            return;
+        }
+        let (source, from) = (part.source.clone(), part.from);
+        let reason = format!(
+            "{source} cannot be processed from position {from} on, which is a defect of Millstream: {why}"
+        );
+        let halt = SourceOpened { source, reply: OpenReply::Halted { reason } };
+        // The ticket is dropped after that: what it reports must not open the source again. Without
+        // an answer the source is read again, and halts the next time.
+        if ingest.ask(halt).await.is_none() {
+            tracing::debug!("KafkaIngest is between two lives; the source halts the next time");
+        }
+        drop(part);
+    }
+}
+
+/// Parsing is work for a thread; the actor's own passes messages.
+async fn decode(decoder: Decoder, batch: EventBatch) -> Result<(EventBatch, Decoded), Failed> {
+    let decoding = tokio::task::spawn_blocking(move || {
+        let decoded = guarded(|| {
+            planted_defect(&batch);
+            let parts: Vec<_> = batch.parts.iter().map(|p| p.records.as_slice()).collect();
+            decoder.decode(&parts, chrono::Utc::now().timestamp_micros())
+        });
+        (batch, decoded)
+    });
+    finished(decoding.await)
+}
+
+/// So is putting effects together.
+async fn put_together(
+    config: Arc<Config>,
+    batch: EventBatch,
+    decoded: Decoded,
+    outcome: assemble::Outcome,
+) -> Result<(EventBatch, Vec<Effect>), Failed> {
+    let assembling = tokio::task::spawn_blocking(move || {
+        let stream = &config.streams[batch.stream];
+        let now_us = chrono::Utc::now().timestamp_micros();
+        let effects = guarded(|| assemble::assemble(stream, &batch, &decoded, outcome, now_us));
+        (batch, effects)
+    });
+    finished(assembling.await)
+}
+
+fn finished<T>(
+    done: Result<(EventBatch, Result<T, String>), tokio::task::JoinError>,
+) -> Result<(EventBatch, T), Failed> {
+    match done {
+        Ok((batch, Ok(made))) => Ok((batch, made)),
+        Ok((batch, Err(why))) => Err(Failed { batch: Some(batch), why }),
+        // The thread pool ends with the node.
+        Err(error) => Err(Failed { batch: None, why: error.to_string() }),
+    }
+}
+
+/// A panic as an error: the batch must come out of it.
+fn guarded<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(payload) => Err(panic_text(payload.as_ref())),
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("without a message"))
+}
+
+/// Tests make the decoding of one source panic.
+fn planted_defect(batch: &EventBatch) {
+    // Without the feature there is nothing below.
+    let _ = batch;
+    fail::fail_point!("c_defect", |source| {
+        let source = source.unwrap_or_default();
+        let hit = batch.parts.iter().any(|part| *part.source.0 == *source);
+        assert!(!hit, "a planted defect");
+    });
+}
+
+fn why(error: &WorkerError) -> String {
+    match error {
+        WorkerError::Import { traceback, .. } if !traceback.is_empty() => {
+            format!("{error}\n{traceback}")
+        }
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,319 @@
+//! The workers of a node. They outlive the instances of the PythonWorkerSupervisor: a new instance
+//! adopts them, with their permits and heartbeats.
+//!
+//! | a worker is | when the instance dies |
+//! |---|---|
+//! | idle | it waits here for the next instance |
+//! | busy | its batch is run to its end by a task of its own, then it waits here |
+//!
+//! A worker owns its permit, so there are never more workers than permits, whoever drops what.
+
+use super::{
+    runner::Worker,
+    status::{PythonStatus, WorkerStatus, lock},
+    strikes::Strikes,
+};
+use crate::{actors::worker_semaphore::HeldLeases, messages::EventBatch, python::Heartbeat};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::{sync::Notify, task::JoinHandle};
+
+/// Whose batches a worker runs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneKey {
+    /// Index of the stream in the configuration.
+    pub stream: usize,
+    /// The script version that its batches are pinned to; `None`: the current one.
+    pub pinned: Option<Arc<str>>,
+}
+
+/// A worker without a batch.
+pub struct Idle {
+    /// Counts the workers of the node.
+    pub number: u64,
+    /// The worker itself.
+    pub worker: Worker,
+    /// Since when it has no batch.
+    pub since: Instant,
+    /// When it got its permit.
+    pub hired_at: Instant,
+}
+
+/// What the living instance must look at.
+pub enum News {
+    /// A worker has no batch any more; `Some`: it is idle, with its number and since when it has its
+    /// permit.
+    Free(LaneKey, Option<(u64, Instant)>),
+    /// The script does not load: why, and the batch that waits for it.
+    Broken(LaneKey, EventBatch, String),
+    /// Batches that must be run once more.
+    Again(Vec<EventBatch>),
+}
+
+#[derive(Default)]
+struct Crew {
+    idle: Vec<Idle>,
+    busy: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    crews: HashMap<LaneKey, Crew>,
+    /// The version under which a stream's batches run, if they are not pinned.
+    versions: HashMap<usize, Arc<str>>,
+    heartbeats: HashMap<u64, (Arc<str>, Heartbeat)>,
+    news: Vec<News>,
+    last_number: u64,
+}
+
+/// See the module.
+pub struct WorkerSlot {
+    leases: Arc<HeldLeases>,
+    status: Arc<PythonStatus>,
+    inner: Mutex<Inner>,
+    noticed: Notify,
+    beating: Mutex<Option<JoinHandle<()>>>,
+    /// Failures that are ours.
+    pub strikes: Mutex<Strikes>,
+}
+
+impl WorkerSlot {
+    /// A slot without workers; `leases` tells when each was renewed.
+    #[must_use]
+    pub fn new(leases: Arc<HeldLeases>, status: Arc<PythonStatus>) -> Self {
+        Self {
+            leases,
+            status,
+            inner: Mutex::default(),
+            noticed: Notify::new(),
+            beating: Mutex::default(),
+            strikes: Mutex::default(),
+        }
+    }
+
+    /// When leases were renewed.
+    #[must_use]
+    pub fn leases(&self) -> &Arc<HeldLeases> {
+        &self.leases
+    }
+
+    /// Passes renewals of leases on to the workers from now on, whether an instance lives or not.
+    /// One that hears none for long leaves.
+    pub fn keep_beating(self: &Arc<Self>, every: Duration) {
+        let mut beating = lock(&self.beating);
+        if beating.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let slot = Arc::downgrade(self);
+        *beating = Some(tokio::task::spawn_local(async move {
+            let mut ticks = tokio::time::interval(every);
+            loop {
+                ticks.tick().await;
+                let Some(slot) = slot.upgrade() else { return };
+                slot.beat();
+            }
+        }));
+    }
+
+    fn beat(&self) {
+        // A lease that is not held any more was lost or given back.
+        lock(&self.inner).heartbeats.retain(|_, (lease, heartbeat)| {
+            self.leases.renewed_at(lease).is_some_and(|at| heartbeat.beat(at))
+        });
+        self.dismiss_if(|_, idle| !idle.worker.is_leased());
+    }
+
+    /// A worker's process runs: its lease's renewals reach it from now on.
+    pub fn announce(&self, number: u64, pid: u32, lease: Arc<str>, heartbeat: Heartbeat) {
+        if let Some(status) = lock(&self.status.workers).get_mut(&number) {
+            status.pid = Some(pid);
+        }
+        lock(&self.inner).heartbeats.insert(number, (lease, heartbeat));
+    }
+
+    /// A number for a new worker.
+    pub fn next_number(&self) -> u64 {
+        let mut inner = lock(&self.inner);
+        inner.last_number += 1;
+        inner.last_number
+    }
+
+    /// Takes in a worker that has just got its permit.
+    pub fn add(&self, key: LaneKey, number: u64, worker: Worker, status: WorkerStatus) {
+        lock(&self.status.workers).insert(number, status);
+        let now = Instant::now();
+        let idle = Idle { number, worker, since: now, hired_at: now };
+        lock(&self.inner).crews.entry(key).or_default().idle.push(idle);
+    }
+
+    /// An idle worker for a batch: the one that worked last, the others grow old and stop.
+    pub fn take(self: &Arc<Self>, key: &LaneKey) -> Option<(Shift, Worker)> {
+        let idle = loop {
+            let mut inner = lock(&self.inner);
+            let crew = inner.crews.get_mut(key)?;
+            let idle = crew.idle.pop()?;
+            if idle.worker.is_leased() {
+                crew.busy += 1;
+                break idle;
+            }
+            drop(inner);
+            self.let_go(idle);
+        };
+        if let Some(status) = lock(&self.status.workers).get_mut(&idle.number) {
+            status.busy = true;
+        }
+        let Idle { number, worker, hired_at, .. } = idle;
+        let (slot, key) = (self.clone(), key.clone());
+        Some((Shift { slot, key, number, hired_at, over: false }, worker))
+    }
+
+    /// Workers that a lane has.
+    #[must_use]
+    pub fn live(&self, key: &LaneKey) -> usize {
+        lock(&self.inner).crews.get(key).map_or(0, |crew| crew.idle.len() + crew.busy)
+    }
+
+    /// The lanes that have workers, with how many.
+    #[must_use]
+    pub fn crews(&self) -> Vec<(LaneKey, usize)> {
+        let inner = lock(&self.inner);
+        let size = |crew: &Crew| crew.idle.len() + crew.busy;
+        inner.crews.iter().map(|(key, crew)| (key.clone(), size(crew))).collect()
+    }
+
+    /// The version under which a stream's batches run, if they are not pinned.
+    #[must_use]
+    pub fn version(&self, stream: usize) -> Option<Arc<str>> {
+        lock(&self.inner).versions.get(&stream).cloned()
+    }
+
+    /// From now on a stream's batches run under this version. Idle workers of another one leave.
+    pub fn set_version(&self, stream: usize, version: Arc<str>) {
+        lock(&self.inner).versions.insert(stream, version.clone());
+        self.dismiss_if(|key, idle| {
+            key.stream == stream && key.pinned.is_none() && idle.worker.script().sha256 != *version
+        });
+    }
+
+    /// Lets the idle workers go for which `leaves` says so; how many.
+    pub fn dismiss_if(&self, mut leaves: impl FnMut(&LaneKey, &Idle) -> bool) -> usize {
+        let mut gone = Vec::new();
+        let mut inner = lock(&self.inner);
+        for (key, crew) in &mut inner.crews {
+            gone.extend(crew.idle.extract_if(.., |idle| leaves(key, idle)));
+        }
+        inner.crews.retain(|_, crew| !crew.idle.is_empty() || crew.busy > 0);
+        drop(inner);
+        let count = gone.len();
+        gone.into_iter().for_each(|idle| self.let_go(idle));
+        count
+    }
+
+    /// Of the idle workers for which `may` says so, lets the one go that has been idle longest.
+    pub fn dismiss_longest_idle(&self, mut may: impl FnMut(&LaneKey, &Idle) -> bool) {
+        let oldest = {
+            let inner = lock(&self.inner);
+            let idle = inner.crews.iter().flat_map(|(key, c)| c.idle.iter().map(move |i| (key, i)));
+            idle.filter(|(key, idle)| may(key, idle))
+                .min_by_key(|(_, i)| i.since)
+                .map(|(_, i)| i.number)
+        };
+        if let Some(number) = oldest {
+            self.dismiss_if(|_, idle| idle.number == number);
+        }
+    }
+
+    /// Lets a worker go; its permit comes back when it was reaped.
+    fn let_go(&self, idle: Idle) {
+        lock(&self.inner).heartbeats.remove(&idle.number);
+        lock(&self.status.workers).remove(&idle.number);
+        // On its own: whoever dismissed it may die.
+        tokio::task::spawn_local(idle.worker.stop());
+    }
+
+    /// Leaves something for the living instance, or the next one.
+    pub fn tell(&self, news: News) {
+        lock(&self.inner).news.push(news);
+        self.noticed.notify_one();
+    }
+
+    /// Waits until there is something to look at.
+    pub async fn noticed(&self) {
+        self.noticed.notified().await;
+    }
+
+    /// What happened since the last call.
+    #[must_use]
+    pub fn news(&self) -> Vec<News> {
+        std::mem::take(&mut lock(&self.inner).news)
+    }
+}
+
+/// The time in which a worker has a batch. Dropped before it is over — the task that ran the batch
+/// panicked, and the worker was dropped with it — the worker is counted no more.
+pub struct Shift {
+    slot: Arc<WorkerSlot>,
+    key: LaneKey,
+    number: u64,
+    hired_at: Instant,
+    over: bool,
+}
+
+impl Shift {
+    /// Whose batch it is.
+    #[must_use]
+    pub fn key(&self) -> &LaneKey {
+        &self.key
+    }
+
+    /// Where the worker came from.
+    #[must_use]
+    pub fn slot(&self) -> &Arc<WorkerSlot> {
+        &self.slot
+    }
+
+    /// The worker is idle again.
+    pub fn give_back(mut self, worker: Worker) {
+        let (slot, key, number) = (self.slot.clone(), self.key.clone(), self.number);
+        if let Some(status) = lock(&slot.status.workers).get_mut(&number) {
+            status.busy = false;
+            status.pid = worker.pid();
+        }
+        let idle = Idle { number, worker, since: Instant::now(), hired_at: self.hired_at };
+        lock(&slot.inner).crews.entry(key.clone()).or_default().idle.push(idle);
+        self.end();
+        slot.tell(News::Free(key, Some((number, self.hired_at))));
+    }
+
+    /// The worker is no good any more.
+    pub fn dismiss(mut self, worker: Worker, news: News) {
+        let now = Instant::now();
+        let idle = Idle { number: self.number, worker, since: now, hired_at: self.hired_at };
+        self.slot.let_go(idle);
+        self.end();
+        self.slot.tell(news);
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        if let Some(crew) = lock(&self.slot.inner).crews.get_mut(&self.key) {
+            crew.busy -= 1;
+        }
+    }
+}
+
+impl Drop for Shift {
+    fn drop(&mut self) {
+        if !self.over {
+            self.end();
+            lock(&self.slot.status.workers).remove(&self.number);
+            self.slot.tell(News::Free(self.key.clone(), None));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
