@@ -5,6 +5,7 @@
 
 mod client;
 mod demo;
+mod dlq;
 mod failure;
 mod generate;
 mod query;
@@ -40,6 +41,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Audit ledger, tables, online store and offsets.
     Verify(verify::VerifyArgs),
+    /// Dead letters: what they are, and sending them through their scripts again.
+    Dlq(dlq::DlqArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),
     /// A Python worker, as the node starts it.
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
             Command::Generate(args) => generate::generate(args).await,
             Command::Query(args) => query::query(args).await,
             Command::Verify(args) => verify::verify(args).await,
+            Command::Dlq(args) => dlq::dlq(args).await,
             Command::Config(args) => run::config(&args),
             Command::PythonWorker { .. } => Ok(()),
         }

@@ -1,5 +1,6 @@
 //! Between the two sides of the RedisQueue, and between its serving side and the DuckDbWriter.
 
+use super::replay::RegisterReplay;
 use crate::protocol::{
     apply::Decision,
     source::{OpenReply, OpenRequest, Position, SourceName, Token},
@@ -65,6 +66,8 @@ pub enum QueueRequest {
     Open(OpenRequest),
     /// Write the effect of a batch.
     Write(WriteRequest),
+    /// Fix what a replay of dead letters contains.
+    Register(RegisterReplay),
     /// An entry that nobody can read; it is answered so that nobody waits for it.
     Unreadable(String),
 }
@@ -159,6 +162,11 @@ pub enum QueueReply {
     Written {
         /// In the order of the write's parts.
         verdicts: Vec<PartVerdict>,
+    },
+    /// To the registration of a replay.
+    Registered {
+        /// Letters that it contains.
+        letters: i64,
     },
     /// The store cannot take this entry, now or ever; its sources halt.
     Refused {

@@ -32,6 +32,20 @@ impl SourceName {
 }
 
 impl SourceName {
+    /// The source that a replay of a stream's dead letters is.
+    #[must_use]
+    pub fn replay(stream: &str, replay_id: &str) -> Self {
+        Self(format!("replay:{stream}/{replay_id}").into())
+    }
+
+    /// Whether [`SourceName::replay`] named it.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.0.starts_with("replay:")
+    }
+}
+
+impl SourceName {
     /// Topic and partition, of a source that [`SourceName::kafka`] named.
     #[must_use]
     pub fn kafka_partition(&self) -> Option<(&str, i32)> {
@@ -204,6 +218,9 @@ mod tests {
     fn a_kafka_source_tells_its_partition() {
         assert_eq!(SourceName::kafka("s", "a.b-c", 7).kafka_partition(), Some(("a.b-c", 7)));
         assert_eq!(SourceName("upload:x".into()).kafka_partition(), None);
+        assert_eq!(SourceName::replay("s", "x").kafka_partition(), None);
+        assert!(SourceName::replay("s", "x").is_replay());
+        assert!(!SourceName::kafka("replay", "t", 0).is_replay());
     }
 
     #[test]

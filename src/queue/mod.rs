@@ -4,11 +4,11 @@
 //!
 //! | field | content |
 //! |---|---|
-//! | `kind` | `open` or `write` |
+//! | `kind` | `open`, `write`, or `register`: a replay of dead letters |
 //! | `to` | the list that the answer is pushed to |
 //! | `round` | echoed in the answer |
 //! | `head` | JSON: an open request, or the ranges and counts of a write |
-//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part |
+//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part; a replay's letters |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
 //!
 //! Plain write requests come on a stream of their own, `{ns}:writes`; an entry has the fields
@@ -21,7 +21,9 @@
 mod codec;
 mod connection;
 
-pub use codec::{Answer, decode_entry, decode_reply, encode_open, encode_reply, encode_write};
+pub use codec::{
+    Answer, decode_entry, decode_reply, encode_open, encode_register, encode_reply, encode_write,
+};
 pub use connection::{RETRY, RedisLink, blocking_connection};
 
 /// The consumer group of the `store` role on the queue and on the reads.

@@ -7,6 +7,7 @@
 //! | [`database`] | opening the file |
 //! | [`writer`] | opens and writes: rows, dead letters, ledger and watermark in one transaction |
 //! | [`audit`] | ledger against tables, duplicates, online against newest |
+//! | [`replays`] | what a replay of dead letters contains |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
 pub mod audit;
@@ -14,6 +15,7 @@ pub mod columns;
 pub mod database;
 pub mod lock;
 pub mod reader;
+pub mod replays;
 pub mod schema;
 pub mod writer;
 

@@ -8,7 +8,7 @@
 
 use super::{StoreError, columns, database::Database};
 use crate::{
-    messages::{PartHeader, PartVerdict, WriteRequest},
+    messages::{PartHeader, PartVerdict, RegisterReplay, WriteRequest},
     protocol::{
         apply::{Decision, SourceState, Watermarks},
         source::{OpenReply, OpenRequest, SourceAttributes, SourceName, Token, halt_reason},
@@ -238,6 +238,16 @@ impl Writer {
         self.marks = trial;
         self.next_batch_seq = next_batch_seq;
         Ok(committed)
+    }
+
+    /// Fixes what a replay contains; gives the number of its letters.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`], [`StoreError::Columns`] with nothing changed;
+    /// [`StoreError::UnknownCommit`].
+    pub fn register_replay(&mut self, replay: &RegisterReplay) -> Result<i64, StoreError> {
+        let stamp_us = self.stamp();
+        self.in_transaction(|connection| super::replays::register(connection, replay, stamp_us))
     }
 
     /// Each transaction has one stamp, and stamps strictly increase.

@@ -279,6 +279,18 @@ impl Writing {
                 self.answer(vec![Decided { id, reply_to, round, reply, duty }]);
                 Ok(None)
             }
+            QueueRequest::Register(replay) => {
+                let reply = match self.writer.register_replay(&replay) {
+                    Ok(letters) => QueueReply::Registered { letters },
+                    Err(error @ StoreError::UnknownCommit(_)) => return Err(error),
+                    Err(error) => {
+                        METER.error("statement");
+                        QueueReply::Refused { reason: error.to_string() }
+                    }
+                };
+                self.answer(vec![Decided { id, reply_to, round, reply, duty }]);
+                Ok(None)
+            }
             QueueRequest::Unreadable(reason) => {
                 tracing::error!(reason, "an entry of the queue cannot be read");
                 let reply = QueueReply::Refused { reason };

@@ -19,6 +19,6 @@ mod server;
 mod transport;
 
 pub use plain_writes::PlainWrites;
-pub use reads::{ask, verify_online};
+pub use reads::{ask, select, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;
