@@ -156,7 +156,7 @@ impl Answer {
     }
 
     /// The store had its effect before.
-    pub fn as_duplicate(self) -> Self {
+    pub fn into_duplicate(self) -> Self {
         Self { duplicate: true, ..self }
     }
 
@@ -406,7 +406,7 @@ mod tests {
         };
         let ok = text(Answer::of(entry(), Effect::Row));
         assert_eq!(ok, serde_json::json!({"id": "5-6", "ok": true, "duplicate": false}));
-        assert_eq!(text(Answer::of(entry(), Effect::Row).as_duplicate())["duplicate"], true);
+        assert_eq!(text(Answer::of(entry(), Effect::Row).into_duplicate())["duplicate"], true);
         let dead = Effect::Dead { reason: "wrong_type".into(), detail: "d".into() };
         let dead = text(Answer::of(entry(), dead));
         assert_eq!((&dead["ok"], &dead["reason"]), (&false.into(), &"wrong_type".into()));
