@@ -8,6 +8,7 @@ pub mod generator;
 pub mod kafka_ingest;
 pub mod python_worker_supervisor;
 pub mod redis_queue;
+pub mod replayer;
 pub mod worker_semaphore;
 
 pub use batch_accumulator::BatchAccumulator;
@@ -17,4 +18,5 @@ pub use generator::Generator;
 pub use kafka_ingest::KafkaIngest;
 pub use python_worker_supervisor::PythonWorkerSupervisor;
 pub use redis_queue::{PlainWrites, RedisQueue, RedisQueueServer};
+pub use replayer::Replayer;
 pub use worker_semaphore::WorkerSemaphore;

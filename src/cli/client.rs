@@ -45,6 +45,30 @@ impl ClientArgs {
         json: &serde_json::Value,
         deadline: Duration,
     ) -> Result<Answer, Failure> {
+        let url = format!("http://{}{path}", self.http);
+        let request = client(deadline)?
+            .post(url)
+            .header("content-type", "application/json")
+            .body(json.to_string());
+        self.answer(request).await
+    }
+
+    /// Gets, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] when no node answers there in time.
+    pub async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        deadline: Duration,
+    ) -> Result<Answer, Failure> {
+        let url = reqwest::Url::parse_with_params(&format!("http://{}{path}", self.http), query)
+            .map_err(anyhow::Error::from)?;
+        self.answer(client(deadline)?.get(url)).await
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
         let unreachable = |error: reqwest::Error| {
             Failure::Unreachable(format!(
                 "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
@@ -52,20 +76,14 @@ impl ClientArgs {
                 self.http
             ))
         };
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(deadline)
-            .build()
-            .map_err(anyhow::Error::from)?;
-        let response = client
-            .post(format!("http://{}{path}", self.http))
-            .header("content-type", "application/json")
-            .body(json.to_string())
-            .send()
-            .await
-            .map_err(unreachable)?;
+        let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         let body = response.bytes().await.map_err(unreachable)?.to_vec();
         Ok(Answer { ok: status.is_success(), refused: status.is_client_error(), body })
     }
+}
+
+fn client(deadline: Duration) -> Result<reqwest::Client, Failure> {
+    let client = reqwest::Client::builder().no_proxy().timeout(deadline).build();
+    Ok(client.map_err(anyhow::Error::from)?)
 }

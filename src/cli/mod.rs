@@ -5,6 +5,7 @@
 
 mod client;
 mod demo;
+mod dlq;
 mod failure;
 mod generate;
 mod query;
@@ -43,6 +44,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Sources: where they are, and how a halted one goes on.
     Sources(sources::SourcesArgs),
+    /// Dead letters: what they are, and sending them through their scripts again.
+    Dlq(dlq::DlqArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),
     /// A Python worker, as the node starts it.
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
             Command::Query(args) => query::query(args).await,
             Command::Verify(args) => verify::verify(args).await,
             Command::Sources(args) => sources::sources(args).await,
+            Command::Dlq(args) => dlq::dlq(args).await,
             Command::Config(args) => run::config(&args),
             Command::PythonWorker { .. } => Ok(()),
         }

@@ -1,7 +1,9 @@
 //! Kafka clients: their settings, topics that are missing, and what identifies a log.
 
+mod reread;
 mod topic_id;
 
+pub use reread::{Reread, Rereader};
 pub use topic_id::topic_id;
 
 use crate::config::{Config, KafkaConfig};

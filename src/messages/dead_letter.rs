@@ -3,8 +3,11 @@
 use super::records::Record;
 use crate::decode::Bad;
 use arrow::{
-    array::{BinaryBuilder, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    array::{
+        BinaryBuilder, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder,
+        TimestampMicrosecondBuilder,
+    },
+    datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
     error::ArrowError,
 };
 use sha2::{Digest, Sha256};
@@ -61,6 +64,8 @@ pub struct DeadLetter {
     pub raw_len: Option<i64>,
     /// SHA-256 of the whole record, lower-case hex.
     pub raw_sha256: Option<String>,
+    /// The record's own timestamp, UTC microseconds: a replay of it falls back on it.
+    pub recorded_at_us: Option<i64>,
 }
 
 impl DeadLetter {
@@ -91,6 +96,7 @@ impl DeadLetter {
             raw: raw.map(|r| r[..r.len().min(DEAD_LETTER_RAW_BYTES)].to_vec()),
             raw_len: raw.map(|r| r.len() as i64),
             raw_sha256: raw.map(|r| format!("{:x}", Sha256::digest(r))),
+            recorded_at_us: Some(record.timestamp_us),
         }
     }
 }
@@ -99,6 +105,10 @@ impl DeadLetter {
 pub(crate) fn uuid_field(name: &str) -> Field {
     let extension = HashMap::from([("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned())]);
     Field::new(name, DataType::FixedSizeBinary(16), true).with_metadata(extension)
+}
+
+fn instant() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
 /// The columns in which dead letters travel to the store.
@@ -115,6 +125,7 @@ pub fn dead_letter_schema() -> SchemaRef {
             Field::new("raw", DataType::Binary, true),
             Field::new("raw_len", DataType::Int64, true),
             Field::new("raw_sha256", DataType::Utf8, true),
+            Field::new("recorded_at", instant(), true),
         ]))
     });
     SCHEMA.clone()
@@ -134,6 +145,7 @@ pub fn dead_letters_to_arrow(letters: &[DeadLetter]) -> Result<RecordBatch, Arro
     let mut raw = BinaryBuilder::new();
     let mut raw_len = Int64Builder::new();
     let mut raw_sha256 = StringBuilder::new();
+    let mut recorded_at = TimestampMicrosecondBuilder::new().with_timezone("UTC");
     for letter in letters {
         pos.append_value(letter.pos);
         match letter.event_id {
@@ -147,6 +159,7 @@ pub fn dead_letters_to_arrow(letters: &[DeadLetter]) -> Result<RecordBatch, Arro
         raw.append_option(letter.raw.as_deref());
         raw_len.append_option(letter.raw_len);
         raw_sha256.append_option(letter.raw_sha256.as_deref());
+        recorded_at.append_option(letter.recorded_at_us);
     }
     RecordBatch::try_new(
         dead_letter_schema(),
@@ -160,6 +173,7 @@ pub fn dead_letters_to_arrow(letters: &[DeadLetter]) -> Result<RecordBatch, Arro
             Arc::new(raw.finish()),
             Arc::new(raw_len.finish()),
             Arc::new(raw_sha256.finish()),
+            Arc::new(recorded_at.finish()),
         ],
     )
 }

@@ -11,6 +11,7 @@ mod dead_letter;
 mod features;
 mod permits;
 mod records;
+mod replay;
 mod source;
 mod write;
 
@@ -22,6 +23,7 @@ pub use dead_letter::{
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
 pub use records::{Credit, Record, Records};
+pub use replay::{LetterToReplay, OfSource, RegisterReplay, ReplayHead, replayed_letters_schema};
 pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
 pub use write::{
     Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, PartHeader, PartVerdict, QueueEntry,

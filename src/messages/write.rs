@@ -1,6 +1,7 @@
 //! Between the two sides of the RedisQueue, and between its serving side and the DuckDbWriter.
 
 use super::features::OnlineValue;
+use super::replay::RegisterReplay;
 use crate::protocol::{
     apply::Decision,
     source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName, Token},
@@ -76,6 +77,8 @@ pub enum QueueRequest {
         /// Where.
         at: AdoptAt,
     },
+    /// Fix what a replay of dead letters contains.
+    Register(RegisterReplay),
     /// An entry that nobody can read; it is answered so that nobody waits for it.
     Unreadable(String),
 }
@@ -175,6 +178,11 @@ pub enum QueueReply {
     Adopted {
         /// Whether the store knows the source.
         known: bool,
+    },
+    /// To the registration of a replay.
+    Registered {
+        /// Letters that it contains.
+        letters: i64,
     },
     /// The store cannot take this entry, now or ever; its sources halt.
     Refused {

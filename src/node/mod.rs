@@ -13,6 +13,7 @@ use crate::{
         kafka_ingest::{Command, PollThread},
         python_worker_supervisor::PythonStatus,
         redis_queue,
+        replayer::ReplayDesk,
     },
     config::Config,
     embedded::{EmbeddedKafka, EmbeddedRedis},
@@ -78,6 +79,8 @@ pub struct NodeView {
     pub registry: Registry,
     /// The poll thread of a `process` node.
     pub ingest: Option<Arc<PollThread>>,
+    /// Where replays of dead letters are asked for, on a `process` node.
+    pub replays: Option<Arc<ReplayDesk>>,
     /// The workers of a `process` node.
     pub python: Arc<PythonStatus>,
     /// The generator of a `generate` node.
@@ -400,6 +403,8 @@ impl Node {
     pub async fn stop(self) -> anyhow::Result<()> {
         let deadline = Duration::from_secs(self.view.config.node.drain_deadline_s);
         self.stop_generator().await?;
+        // What it sends counts as on its way, and it would go on; the next start does.
+        self.view.registry.stop("replayer").await;
         let drained = match &self.view.ingest {
             Some(ingest) => self.drain(ingest.clone(), deadline).await,
             None => Ok(()),

@@ -4,13 +4,14 @@ use super::{Node, NodeView, Role, python_env};
 use crate::{
     actors::{
         BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PlainWrites,
-        PythonWorkerSupervisor, RedisQueue, RedisQueueServer, WorkerSemaphore,
+        PythonWorkerSupervisor, RedisQueue, RedisQueueServer, Replayer, WorkerSemaphore,
         duckdb_writer::{WriterThread, WriterThreadParts},
         file_upload::UploadEndpoint,
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
         kafka_ingest::{PollThread, PollThreadParts},
         python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
         redis_queue::QueueParts,
+        replayer::{ReplayDesk, ReplayerParts},
         worker_semaphore::SemaphoreSlot,
     },
     config::Config,
@@ -67,6 +68,8 @@ struct Shared {
     fatal: FatalSender,
     acknowledged: Arc<AcknowledgedPositions>,
     credit: Arc<Semaphore>,
+    total_credit: usize,
+    desk: Option<Arc<ReplayDesk>>,
     generation: Arc<Mutex<String>>,
 }
 
@@ -124,6 +127,13 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         acknowledged: Arc::default(),
         credit: Arc::new(Semaphore::new(total_credit)),
         generation: Arc::default(),
+        total_credit,
+        desk: match &redis {
+            Some(redis) if roles.contains(&Role::Process) => {
+                Some(Arc::new(ReplayDesk::new(config.clone(), redis.clone())))
+            }
+            _ => None,
+        },
         config: config.clone(),
         redis: redis.clone(),
     };
@@ -159,6 +169,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         redis,
         registry: shared.registry.clone(),
         ingest,
+        replays: shared.desk.clone(),
         python,
         generator,
         acknowledged: shared.acknowledged.clone(),
@@ -282,6 +293,7 @@ fn start_process(
         Link::<PythonWorkerSupervisor>::default(),
         Link::default(),
     );
+    let replayer = Link::<Replayer>::default();
     let node_id: Arc<str> = format!("{}:{}", config.node_name(), Uuid::now_v7().simple()).into();
 
     let parts = QueueParts {
@@ -289,6 +301,7 @@ fn start_process(
         node_id: node_id.clone(),
         node_name: config.node_name(),
         ingest: ingest.clone(),
+        replayer: replayer.clone(),
         acknowledged: shared.acknowledged.clone(),
         generation: shared.generation.clone(),
     };
@@ -336,6 +349,8 @@ fn start_process(
         move || BatchAccumulator::new(&of, supervisor.clone()),
     );
 
+    start_replayer(shared, &node_id, queue.clone(), accumulator.clone(), replayer)?;
+
     let (wanted, to_open) = mpsc::unbounded_channel();
     let thread = PollThread::start(PollThreadParts {
         config: config.clone(),
@@ -358,6 +373,29 @@ fn start_process(
         )
     });
     Ok(thread)
+}
+
+fn start_replayer(
+    shared: &Shared,
+    owner: &str,
+    queue: Link<RedisQueue>,
+    accumulator: Link<BatchAccumulator>,
+    link: Link<Replayer>,
+) -> anyhow::Result<()> {
+    let parts = ReplayerParts {
+        config: shared.config.clone(),
+        redis: shared.redis()?.clone(),
+        owner: owner.to_owned(),
+        queue,
+        accumulator,
+        credit: shared.credit.clone(),
+        total_credit: shared.total_credit,
+        desk: shared.desk.clone().context("only `process` nodes replay")?,
+    };
+    shared.registry.supervise("replayer", link, RestartPolicy::default(), move || {
+        Replayer::new(parts.clone())
+    });
+    Ok(())
 }
 
 fn start_generator(

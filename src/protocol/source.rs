@@ -32,6 +32,20 @@ impl SourceName {
 }
 
 impl SourceName {
+    /// The source that a replay of a stream's dead letters is.
+    #[must_use]
+    pub fn replay(stream: &str, replay_id: &str) -> Self {
+        Self(format!("replay:{stream}/{replay_id}").into())
+    }
+
+    /// Whether [`SourceName::replay`] named it.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.0.starts_with("replay:")
+    }
+}
+
+impl SourceName {
     /// Topic and partition, of a source that [`SourceName::kafka`] named.
     #[must_use]
     pub fn kafka_partition(&self) -> Option<(&str, i32)> {
@@ -274,6 +288,9 @@ mod tests {
         assert!(source.is_sibling_of(&SourceName::kafka("s", "t", 2)));
         assert!(!source.is_sibling_of(&source));
         assert!(!source.is_sibling_of(&SourceName::kafka("s2", "t", 2)));
+        assert_eq!(SourceName::replay("s", "x").kafka_partition(), None);
+        assert!(SourceName::replay("s", "x").is_replay());
+        assert!(!SourceName::kafka("replay", "t", 0).is_replay());
     }
 
     #[test]

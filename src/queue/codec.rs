@@ -1,8 +1,8 @@
 //! Requests and answers as bytes.
 
 use crate::messages::{
-    DeadLetter, QueueReply, QueueRequest, WriteHeader, WriteRequest, dead_letter_schema,
-    dead_letters_to_arrow, feature_row_schema,
+    DeadLetter, QueueReply, QueueRequest, RegisterReplay, ReplayHead, WriteHeader, WriteRequest,
+    dead_letter_schema, dead_letters_to_arrow, feature_row_schema, replayed_letters_schema,
 };
 use crate::protocol::source::{AdoptAt, OpenRequest, SourceName};
 use arrow::{
@@ -65,6 +65,20 @@ pub fn encode_write(
     Ok(fields)
 }
 
+/// The registration of a replay as fields.
+///
+/// # Errors
+/// When the columns do not fit the schema, which is a defect.
+pub fn encode_register(replay: &RegisterReplay) -> anyhow::Result<Fields> {
+    let RegisterReplay { replay_id, source, stream, owner, letters } = replay.clone();
+    let head = ReplayHead { replay_id, source, stream, owner };
+    Ok(vec![
+        ("kind", b"register".to_vec()),
+        ("head", serde_json::to_vec(&head)?),
+        ("rows", ipc(&replayed_letters_schema(), &[letters])?),
+    ])
+}
+
 fn ipc(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let mut writer = StreamWriter::try_new(Vec::with_capacity(bytes + 1_024), schema)?;
@@ -113,6 +127,13 @@ fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
                 rows,
                 dead,
             }))
+        }
+        b"register" => {
+            let ReplayHead { replay_id, source, stream, owner } =
+                serde_json::from_slice(bytes("head")?)?;
+            let mut letters = read_ipc(bytes("rows")?, &replayed_letters_schema(), 1)?;
+            let letters = letters.swap_remove(0);
+            Ok(QueueRequest::Register(RegisterReplay { replay_id, source, stream, owner, letters }))
         }
         other => anyhow::bail!("unknown kind {:?}", String::from_utf8_lossy(other)),
     }
@@ -194,6 +215,31 @@ mod tests {
         let QueueRequest::Write(write) = request else { panic!("{request:?}") };
         assert_eq!(write.header, sent);
         assert_eq!((write.dead[0].num_rows(), write.dead[1].num_rows()), (0, 1));
+    }
+
+    #[test]
+    fn a_registration_survives_the_way() {
+        use crate::messages::LetterToReplay;
+        let letter = LetterToReplay {
+            source_no: 4,
+            pos: 9,
+            payload: Some(vec![0xff]),
+            recorded_at_us: Some(5),
+        };
+        let sent = RegisterReplay {
+            replay_id: "x".into(),
+            source: SourceName::replay("s", "x"),
+            stream: "s".into(),
+            owner: "n".into(),
+            letters: LetterToReplay::to_arrow(&[letter]).unwrap(),
+        };
+        let (_, _, request) = decode_entry(&entry(encode_register(&sent).unwrap()));
+        let QueueRequest::Register(read) = request else { panic!("{request:?}") };
+        assert_eq!(
+            (read.letters, read.source, read.owner),
+            (sent.letters, sent.source, sent.owner)
+        );
+        assert_eq!((read.replay_id, read.stream), (sent.replay_id, sent.stream));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //!
 //! | field | content |
 //! |---|---|
-//! | `kind` | `open`, `write` or `adopt` |
+//! | `kind` | `open`, `write`, `adopt`, or `register`: a replay of dead letters |
 //! | `to` | the list that the answer is pushed to |
 //! | `round` | echoed in the answer |
 //! | `again` | there when a write is sent a second time, because its entry was lost |
-//! | `head` | JSON: an open request, the ranges and counts of a write, or an adoption |
-//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part |
+//! | `head` | JSON: an open request, the ranges and counts of a write, an adoption, a replay |
+//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part; a replay's letters |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
 //!
 //! Plain write requests come on a stream of their own, `{ns}:writes`; an entry has the fields
@@ -23,7 +23,8 @@ mod codec;
 mod connection;
 
 pub use codec::{
-    Answer, decode_entry, decode_reply, encode_adopt, encode_open, encode_reply, encode_write,
+    Answer, decode_entry, decode_reply, encode_adopt, encode_open, encode_register, encode_reply,
+    encode_write,
 };
 pub use connection::{RETRY, RedisLink, blocking_connection};
 

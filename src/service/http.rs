@@ -71,6 +71,7 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         .route("/api/query", post(query))
         .route("/api/verify", post(verify))
         .route("/api/sources/adopt", post(adopt))
+        .merge(super::dlq::routes())
         .with_state(view);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -122,7 +123,7 @@ async fn ready(State(view): State<NodeView>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
-fn problem(status: StatusCode, message: impl ToString) -> Response {
+pub(super) fn problem(status: StatusCode, message: impl ToString) -> Response {
     (status, Json(serde_json::json!({ "error": message.to_string() }))).into_response()
 }
 

@@ -1,5 +1,6 @@
 //! What a node answers over HTTP (axum) and gRPC (tonic).
 
+mod dlq;
 mod grpc;
 mod http;
 

@@ -73,7 +73,7 @@ impl Audit {
 }
 
 /// Ids, what holding means, and the question; `?1` is the batch after which is audited.
-const QUESTIONS: [(&str, &str, &str); 8] = [
+const QUESTIONS: [(&str, &str, &str); 9] = [
     (
         "ledger_contiguous",
         "per source the ledger runs from its start to next_pos without a hole",
@@ -151,6 +151,19 @@ const QUESTIONS: [(&str, &str, &str); 8] = [
          WHERE batch_seq > ?1
            AND (reason = '' OR source_no NOT IN (SELECT source_no FROM sources)
                 OR (raw_len IS NOT NULL AND (raw_sha256 IS NULL OR length(raw_sha256) <> 64)))",
+    ),
+    (
+        "replays_whole",
+        "every replay has its letters, each at one place, and no letter is in two",
+        "SELECT format('replay {}: {} letters at {} places up to {}, registered were {}', replay_id,
+                       coalesce(n, 0), coalesce(places, 0), coalesce(last, -1), coalesce(n_letters, 0))
+         FROM (SELECT replay_id, count(*) AS n, count(DISTINCT place) AS places, max(place) AS last
+               FROM dead_letter_replays GROUP BY replay_id) FULL JOIN replays USING (replay_id)
+         WHERE coalesce(n, 0) <> coalesce(n_letters, 0) OR coalesce(places, 0) <> coalesce(n, 0)
+            OR coalesce(last, -1) <> coalesce(n_letters, 0) - 1
+         UNION ALL
+         SELECT format('source {} position {} is in {} replays', source_no, pos, count(*))
+         FROM dead_letter_replays GROUP BY source_no, pos HAVING count(*) > 1",
     ),
 ];
 

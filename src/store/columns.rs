@@ -62,6 +62,7 @@ fn dead_letters_schema() -> SchemaRef {
             Field::new("script_sha256", DataType::Utf8, false),
             Field::new("stored_at", instant(), false),
         ]);
+        fields.extend(with_fields(&dead_letter_schema(), 9..10));
         Arc::new(Schema::new(fields))
     });
     SCHEMA.clone()
@@ -101,11 +102,12 @@ pub fn dead_letter_rows(
         Arc::new(Int64Array::from_value(place.batch_seq, n)),
         Arc::new(Int32Array::from_value(place.source_no, n)),
     ];
-    columns.extend_from_slice(letters.columns());
+    columns.extend_from_slice(&letters.columns()[0..9]);
     let script: StringArray = std::iter::repeat_n(Some(place.script_sha256), n).collect();
     columns.push(Arc::new(script));
     let at = TimestampMicrosecondArray::from_value(place.stamp_us, n).with_timezone("UTC");
     columns.push(Arc::new(at));
+    columns.push(letters.column(9).clone());
     debug_assert!(columns.iter().all(|c| c.len() == n));
     RecordBatch::try_new(dead_letters_schema(), columns)
 }

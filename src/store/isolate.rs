@@ -191,5 +191,6 @@ fn letter(rows: &RecordBatch, pos: i64, event: &RefusedEvent) -> DeadLetter {
         raw: None,
         raw_len: None,
         raw_sha256: None,
+        recorded_at_us: None,
     }
 }

@@ -13,6 +13,7 @@
 //! | [`writer`] | opens and writes: rows, dead letters, ledger and watermark in one transaction |
 //! | [`audit`] | ledger against tables, duplicates, online against newest |
 //! | [`newest`] | the newest values, as the online store must have them |
+//! | [`replays`] | what a replay of dead letters contains |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
 pub mod attempts;
@@ -25,6 +26,7 @@ pub mod lock;
 pub mod newest;
 pub mod reader;
 pub mod readers;
+pub mod replays;
 pub mod schema;
 pub mod sources;
 pub mod writer;

@@ -80,15 +80,36 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     raw_len       BIGINT,
     raw_sha256    VARCHAR,
     script_sha256 VARCHAR NOT NULL,
-    stored_at     TIMESTAMPTZ NOT NULL
+    stored_at     TIMESTAMPTZ NOT NULL,
+    recorded_at   TIMESTAMPTZ
+);
+ALTER TABLE dead_letters ADD COLUMN IF NOT EXISTS recorded_at TIMESTAMPTZ;
+
+-- One row a replay of dead letters. It is done when next_pos of its source is n_letters.
+CREATE TABLE IF NOT EXISTS replays (
+    replay_id     VARCHAR NOT NULL,
+    source        VARCHAR NOT NULL,
+    stream        VARCHAR NOT NULL,
+    owner         VARCHAR NOT NULL,
+    n_letters     BIGINT NOT NULL,
+    registered_at TIMESTAMPTZ NOT NULL
 );
 
+-- One row a letter of a replay, fixed before its first event is sent. The letter is resolved once
+-- next_pos of the replay's source has passed its place. payload: the whole record, where the letter
+-- has kept only a part of it.
 CREATE TABLE IF NOT EXISTS dead_letter_replays (
     source_no   INTEGER NOT NULL,
     pos         BIGINT NOT NULL,
     replay_id   VARCHAR NOT NULL,
-    replayed_at TIMESTAMPTZ NOT NULL
+    replayed_at TIMESTAMPTZ NOT NULL,
+    place       BIGINT,
+    payload     BLOB,
+    recorded_at TIMESTAMPTZ
 );
+ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS place BIGINT;
+ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS payload BLOB;
+ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS recorded_at TIMESTAMPTZ;
 
 CREATE TABLE IF NOT EXISTS uploads (
     upload_id       UUID NOT NULL,
@@ -115,11 +136,12 @@ CREATE TABLE IF NOT EXISTS service_meta (
 ";
 
 /// The tables that a client may read.
-pub const READABLE_TABLES: [&str; 7] = [
+pub const READABLE_TABLES: [&str; 8] = [
     "sources",
     "ingest_ledger",
     "features_table",
     "dead_letters",
+    "replays",
     "dead_letter_replays",
     "uploads",
     "service_meta",

@@ -14,7 +14,7 @@ use super::{
     sources::{self, SourceInfo, Sources},
 };
 use crate::{
-    messages::{PartVerdict, WriteRequest},
+    messages::{PartVerdict, RegisterReplay, WriteRequest},
     protocol::{
         apply::{Decision, Watermarks},
         source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName},
@@ -277,6 +277,16 @@ impl Writer {
     /// [`StoreError`].
     pub fn isolate(&self, write: &WriteRequest) -> Result<Option<Isolated>, StoreError> {
         isolate(self.database.connection(), write)
+    }
+
+    /// Fixes what a replay contains; gives the number of its letters.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`], [`StoreError::Columns`] with nothing changed;
+    /// [`StoreError::UnknownCommit`].
+    pub fn register_replay(&mut self, replay: &RegisterReplay) -> Result<i64, StoreError> {
+        let stamp_us = self.stamp();
+        self.in_transaction(|connection| super::replays::register(connection, replay, stamp_us))
     }
 
     /// Each transaction has one stamp, and stamps strictly increase.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod dead_letters;
 mod end_to_end;
 mod exactly_once;
 mod online_rule;

@@ -161,6 +161,10 @@ impl Writing {
                 let known = self.safely(|writer| writer.adopt(&source, at))?;
                 known.map(|known| QueueReply::Adopted { known })
             }
+            QueueRequest::Register(replay) => {
+                let letters = self.safely(|writer| writer.register_replay(&replay))?;
+                letters.map(|letters| QueueReply::Registered { letters })
+            }
             QueueRequest::Unreadable(reason) => {
                 tracing::error!(reason, "an entry of the queue cannot be read");
                 Err(reason)

@@ -22,6 +22,6 @@ mod transport;
 
 pub use operator::adopt;
 pub use plain_writes::PlainWrites;
-pub use reads::{ask, verify_online};
+pub use reads::{ask, select, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;

@@ -17,6 +17,7 @@ use crate::{
     },
 };
 use anyhow::{Context as _, bail};
+use arrow::{array::RecordBatch, ipc::reader::StreamReader};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -25,6 +26,8 @@ use uuid::Uuid;
 const ANSWER_TTL_S: i64 = 120;
 /// Reads that one trip takes at most.
 const READS_A_TRIP: usize = 8;
+/// How long a question of the program itself may take.
+const SELECT_DEADLINE: Duration = Duration::from_secs(60);
 /// Keys that one round trip of the online check asks for.
 const ONLINE_A_TRIP: usize = 2_000;
 
@@ -65,6 +68,23 @@ pub async fn ask(
     };
     let end = bytes.iter().position(|b| *b == b'\n').context("the answer has no header")?;
     Ok((serde_json::from_slice(&bytes[..end])?, bytes[end + 1..].to_vec()))
+}
+
+/// Asks the store for the rows of one SELECT.
+///
+/// # Errors
+/// As [`ask`], and the store's word when it refuses.
+pub async fn select(
+    redis: &RedisLink,
+    keys: &Keys,
+    sql: String,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    let bytes = match ask(redis, keys, &ReadRequest::Query { sql }, SELECT_DEADLINE).await? {
+        (ReadReply::Failed { reason, .. }, _) => bail!("the store cannot be asked: {reason}"),
+        (_, bytes) => bytes,
+    };
+    let rows = StreamReader::try_new(std::io::Cursor::new(bytes), None)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Answers reads until the actor ends.

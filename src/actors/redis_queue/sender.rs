@@ -2,12 +2,12 @@
 
 use super::transport::{listen, put_on_queue, write_online};
 use crate::{
-    actors::KafkaIngest,
+    actors::{KafkaIngest, Replayer},
     config::Config,
     kafka::AcknowledgedPositions,
     messages::{
-        Acknowledged, CloseSource, Credit, FeatureBatch, OpenSource, PartHeader, PartVerdict,
-        QueueReply, SourceOpened, WriteHeader,
+        Acknowledged, CloseSource, Credit, FeatureBatch, OfSource, OpenSource, PartHeader,
+        PartVerdict, QueueReply, SourceOpened, WriteHeader,
     },
     protocol::{
         source::{OpenReply, SourceName},
@@ -47,6 +47,8 @@ pub struct QueueParts {
     pub node_name: String,
     /// Where positions and acknowledgements go.
     pub ingest: Link<KafkaIngest>,
+    /// Where those of replays go.
+    pub replayer: Link<Replayer>,
     /// Positions that DuckDB acknowledged; told here, so that no killed actor can lose them.
     pub acknowledged: Arc<AcknowledgedPositions>,
     /// Redis' generation, as this node knows it.
@@ -193,9 +195,15 @@ impl RedisQueue {
     fn tell_ingest<M>(&self, message: M, tries: u32, ctx: &mut Context<Self>)
     where
         KafkaIngest: Handler<M>,
-        M: Message + Send + 'static,
+        Replayer: Handler<M>,
+        M: Message + OfSource + Send + 'static,
         M::Result: Send,
     {
+        if message.source().is_replay() {
+            // Between two lives it opens its source again, and hears then.
+            let _ = self.parts.replayer.deliver(message);
+            return;
+        }
         let Err(Undelivered(message)) = self.parts.ingest.deliver(message) else { return };
         if tries == 0 {
             tracing::warn!("KafkaIngest does not come back; what it was to hear is dropped");
@@ -485,6 +493,8 @@ impl Handler<Answered> for RedisQueue {
                     self.settle(part, verdict, ctx);
                 }
             }
+            // Nobody registers a replay through this actor.
+            QueueReply::Registered { .. } => {}
             QueueReply::Refused { reason } => {
                 METER.error("unreadable");
                 for source in unanswered.sources {

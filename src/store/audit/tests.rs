@@ -21,7 +21,10 @@ fn books() -> Connection {
              INSERT INTO features_table
                  SELECT 'e', 'f', 1, now(), now(), NULL, now(), 2, 1, i, 0 FROM range(10, 18) t(i);
              INSERT INTO dead_letters VALUES
-                 (1, 1, 9, NULL, NULL, 'decode', 'invalid_json', '', 'x'::BLOB, 1, repeat('a', 64), 'h', now());",
+                 (1, 1, 9, NULL, NULL, 'decode', 'invalid_json', '', 'x'::BLOB, 1, repeat('a', 64), 'h', now(), now());
+             INSERT INTO replays VALUES ('r', 'replay:s/r', 's', 'n', 2, now());
+             INSERT INTO dead_letter_replays VALUES
+                 (1, 9, 'r', now(), 0, NULL, now()), (1, 12, 'r', now(), 1, NULL, now());",
         )
         .unwrap();
     connection
@@ -54,6 +57,11 @@ fn every_planted_defect_is_found_by_its_check() {
         ("DELETE FROM dead_letters", "dead_letters_match_ledger"),
         ("UPDATE dead_letters SET reason = ''", "dead_letters_complete"),
         ("UPDATE dead_letters SET raw_sha256 = NULL", "dead_letters_complete"),
+        ("DELETE FROM dead_letter_replays WHERE place = 1", "replays_whole"),
+        ("DELETE FROM replays", "replays_whole"),
+        ("UPDATE dead_letter_replays SET place = 2 WHERE place = 1", "replays_whole"),
+        ("UPDATE dead_letter_replays SET place = 0", "replays_whole"),
+        ("UPDATE dead_letter_replays SET pos = 9", "replays_whole"),
     ] {
         let connection = books();
         connection.execute_batch(defect).unwrap();

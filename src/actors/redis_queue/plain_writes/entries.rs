@@ -9,21 +9,18 @@ use super::{
     batch::Effect,
 };
 use crate::{
-    messages::{ReadReply, ReadRequest},
     protocol::{
         plain_writes::EntryId,
         source::{Position, SourceName, Token},
     },
     queue::{Keys, RedisLink, STORE_GROUP},
 };
-use anyhow::bail;
 use arrow::{
     array::{Array, AsArray},
     datatypes::Int64Type,
-    ipc::reader::StreamReader,
 };
 use redis::{ErrorKind, RedisError, RedisResult, Script, Value, aio::ConnectionManager};
-use std::{collections::HashMap, io::Cursor, time::Duration};
+use std::collections::HashMap;
 
 /// Entries that one read takes at first: their size is not known yet.
 pub const FIRST_COUNT: usize = 64;
@@ -33,8 +30,6 @@ const MOST: usize = 1_000;
 const BYTES: usize = 4 << 20;
 /// Seconds that an answer waits to be fetched.
 const ANSWER_TTL_S: i64 = 3_600;
-/// How long a look into DuckDB may take.
-const LOOK_UP: Duration = Duration::from_secs(60);
 
 /// One entry of the stream.
 #[derive(Debug)]
@@ -161,7 +156,7 @@ impl Answer {
     }
 
     /// The store had its effect before.
-    pub fn as_duplicate(self) -> Self {
+    pub fn into_duplicate(self) -> Self {
         Self { duplicate: true, ..self }
     }
 
@@ -316,13 +311,8 @@ pub async fn stored(
          SELECT pos, reason, detail FROM dead_letters
          WHERE source_no = {source_no} AND pos IN ({list})"
     );
-    let bytes = match reads::ask(redis, keys, &ReadRequest::Query { sql }, LOOK_UP).await? {
-        (ReadReply::Failed { reason, .. }, _) => bail!("DuckDB cannot be asked: {reason}"),
-        (_, bytes) => bytes,
-    };
     let mut effects = HashMap::new();
-    for batch in StreamReader::try_new(Cursor::new(bytes), None)? {
-        let batch = batch?;
+    for batch in reads::select(redis, keys, sql).await? {
         let positions = batch.column(0).as_primitive::<Int64Type>();
         let (reasons, details) =
             (batch.column(1).as_string::<i32>(), batch.column(2).as_string::<i32>());
@@ -416,7 +406,7 @@ mod tests {
         };
         let ok = text(Answer::of(entry(), Effect::Row));
         assert_eq!(ok, serde_json::json!({"id": "5-6", "ok": true, "duplicate": false}));
-        assert_eq!(text(Answer::of(entry(), Effect::Row).as_duplicate())["duplicate"], true);
+        assert_eq!(text(Answer::of(entry(), Effect::Row).into_duplicate())["duplicate"], true);
         let dead = Effect::Dead { reason: "wrong_type".into(), detail: "d".into() };
         let dead = text(Answer::of(entry(), dead));
         assert_eq!((&dead["ok"], &dead["reason"]), (&false.into(), &"wrong_type".into()));

@@ -215,7 +215,7 @@ impl Serving {
             opened.next_pos = to;
             answers.extend(fresh.into_iter().zip(effects).map(|((_, e), f)| Answer::of(e, f)));
         }
-        let stranger = answers.iter().filter(|a| a.is_quarantined()).map(Answer::id).last();
+        let stranger = answers.iter().filter(|a| a.is_quarantined()).map(Answer::id).max();
         METER.sent(answers.len());
         entries::answer(commands, &self.keys, answers).await?;
         crate::crash_point!("i_plain_answered");
@@ -284,7 +284,7 @@ impl Serving {
         let positions: Vec<Position> = earlier.iter().map(|(at, _)| *at).collect();
         let stored = entries::stored(&self.redis, &self.keys, opened.source_no, &positions).await?;
         let answers = earlier.into_iter().map(|(at, entry)| match stored.get(&at) {
-            Some(effect) => Answer::of(entry, effect.clone()).as_duplicate(),
+            Some(effect) => Answer::of(entry, effect.clone()).into_duplicate(),
             None => {
                 let next = EntryId::of_position(opened.next_pos);
                 let next = next.map(|id| id.to_string()).unwrap_or_default();

@@ -1,0 +1,364 @@
+//! The letters, as DuckDB has them.
+
+use super::desk::Refused;
+use crate::{
+    actors::redis_queue::select,
+    messages::LetterToReplay,
+    protocol::source::SourceName,
+    queue::{Keys, RedisLink},
+};
+use anyhow::ensure;
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::{ArrowPrimitiveType, Int32Type, Int64Type},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Letters of one replay at most.
+const MOST: usize = 100_000;
+/// Letters of one replay whose records are read from Kafka again at most: each is a round trip.
+pub const MOST_REREAD: usize = 1_000;
+/// Bytes of such records at most: they travel to the store in one entry.
+pub const MOST_REREAD_BYTES: usize = 32 << 20;
+/// Letters that one look into a replay takes at most.
+const A_LOOK: i64 = 5_000;
+/// Bytes that it takes about.
+const A_LOOK_BYTES: usize = 8 << 20;
+
+/// Which letters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// Of this stream.
+    pub stream: Option<String>,
+    /// That died for this reason.
+    pub reason: Option<String>,
+    /// Of this source.
+    pub source: Option<String>,
+}
+
+impl Filter {
+    /// As conditions on `s.source` and `d.reason`.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        let mut conditions = vec!["true".to_owned()];
+        if let Some(stream) = &self.stream {
+            conditions.push(format!(
+                "s.source NOT LIKE 'writes:%'
+                 AND split_part(split_part(s.source, ':', 2), '/', 1) = {}",
+                quoted(stream)
+            ));
+        }
+        if let Some(reason) = &self.reason {
+            conditions.push(format!("d.reason = {}", quoted(reason)));
+        }
+        if let Some(source) = &self.source {
+            conditions.push(format!("s.source = {}", quoted(source)));
+        }
+        conditions.join(" AND ")
+    }
+}
+
+/// A text as an SQL literal.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A letter that no replay contains yet.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub source_no: i32,
+    pub pos: i64,
+    pub source: String,
+    pub reason: String,
+    /// Length of the whole record.
+    pub raw_len: Option<i64>,
+    /// Bytes that the letter kept.
+    pub kept: Option<i64>,
+    pub raw_sha256: Option<String>,
+    pub recorded_at_us: Option<i64>,
+    /// Its source is still the one of that name.
+    pub is_current: bool,
+}
+
+impl Candidate {
+    /// Whether the letter has everything that a replay needs.
+    pub fn is_whole(&self) -> bool {
+        self.raw_len.is_some() && self.raw_len == self.kept && self.recorded_at_us.is_some()
+    }
+
+    pub fn source(&self) -> SourceName {
+        SourceName(self.source.as_str().into())
+    }
+
+    pub fn letter(&self, payload: Option<Vec<u8>>, at_us: Option<i64>) -> LetterToReplay {
+        LetterToReplay {
+            source_no: self.source_no,
+            pos: self.pos,
+            payload,
+            recorded_at_us: at_us.or(self.recorded_at_us),
+        }
+    }
+
+    pub fn refused(&self, why: String) -> Refused {
+        let Self { source, pos, reason, .. } = self;
+        Refused { source: source.clone(), pos: *pos, reason: reason.clone(), why }
+    }
+}
+
+fn number<T: ArrowPrimitiveType>(
+    batch: &RecordBatch,
+    column: usize,
+    i: usize,
+) -> Option<T::Native> {
+    let values = batch.column(column).as_primitive::<T>();
+    values.is_valid(i).then(|| values.value(i))
+}
+
+fn text(batch: &RecordBatch, column: usize, i: usize) -> Option<String> {
+    let values = batch.column(column).as_string::<i32>();
+    values.is_valid(i).then(|| values.value(i).to_owned())
+}
+
+fn bytes(batch: &RecordBatch, column: usize, i: usize) -> Option<Vec<u8>> {
+    let values = batch.column(column).as_binary::<i32>();
+    values.is_valid(i).then(|| values.value(i).to_vec())
+}
+
+fn candidates_sql(filter: &Filter, longest: usize) -> String {
+    format!(
+        "SELECT d.source_no, d.pos, s.source, d.reason, d.raw_len, octet_length(d.raw)::BIGINT,
+                d.raw_sha256, epoch_us(d.recorded_at),
+                d.source_no = (SELECT max(x.source_no) FROM sources x WHERE x.source = s.source)
+         FROM dead_letters d JOIN sources s USING (source_no)
+         WHERE (d.source_no, d.pos) NOT IN (SELECT (source_no, pos) FROM dead_letter_replays)
+           AND {}
+         ORDER BY (d.reason = 'null_payload' OR s.source LIKE 'writes:%'
+                   OR coalesce(d.raw_len, 0) > {longest}), d.batch_seq, d.pos
+         LIMIT {}",
+        filter.sql(),
+        MOST + 1
+    )
+}
+
+/// The letters that `filter` names and no replay contains, in the order in which they died, and
+/// whether there are more of them. Those that can never be replayed come last.
+pub async fn candidates(
+    redis: &RedisLink,
+    keys: &Keys,
+    filter: &Filter,
+    longest: usize,
+) -> anyhow::Result<(Vec<Candidate>, bool)> {
+    let mut candidates = Vec::new();
+    for batch in select(redis, keys, candidates_sql(filter, longest)).await? {
+        for i in 0..batch.num_rows() {
+            candidates.push(Candidate {
+                source_no: batch.column(0).as_primitive::<Int32Type>().value(i),
+                pos: batch.column(1).as_primitive::<Int64Type>().value(i),
+                source: text(&batch, 2, i).unwrap_or_default(),
+                reason: text(&batch, 3, i).unwrap_or_default(),
+                raw_len: number::<Int64Type>(&batch, 4, i),
+                kept: number::<Int64Type>(&batch, 5, i),
+                raw_sha256: text(&batch, 6, i),
+                recorded_at_us: number::<Int64Type>(&batch, 7, i),
+                is_current: batch.column(8).as_boolean().value(i),
+            });
+        }
+    }
+    let more = candidates.len() > MOST;
+    candidates.truncate(MOST);
+    Ok((candidates, more))
+}
+
+/// The whole record of a letter that died in a replay, when that had to read it again.
+pub async fn replayed_payload(
+    redis: &RedisLink,
+    keys: &Keys,
+    source: &str,
+    place: i64,
+) -> anyhow::Result<Option<Vec<u8>>> {
+    let sql = format!(
+        "SELECT r.payload FROM dead_letter_replays r JOIN replays p USING (replay_id)
+         WHERE p.source = {} AND r.place = {place}",
+        quoted(source)
+    );
+    let batches = select(redis, keys, sql).await?;
+    let found = batches.first().filter(|batch| batch.num_rows() > 0);
+    Ok(found.and_then(|batch| bytes(batch, 0, 0)))
+}
+
+/// A replay that is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    pub replay_id: String,
+    pub source: String,
+    pub stream: String,
+    pub letters: i64,
+}
+
+fn unfinished_sql(owner: &str) -> String {
+    format!(
+        "SELECT p.replay_id, p.source, p.stream, p.n_letters
+         FROM replays p LEFT JOIN sources s ON s.source = p.source
+         WHERE p.owner = {} AND coalesce(s.next_pos, 0) < p.n_letters
+         ORDER BY p.registered_at, p.replay_id",
+        quoted(owner)
+    )
+}
+
+/// The replays of a node that are not done, the oldest first.
+pub async fn unfinished(
+    redis: &RedisLink,
+    keys: &Keys,
+    owner: &str,
+) -> anyhow::Result<Vec<Unfinished>> {
+    let mut found = Vec::new();
+    for batch in select(redis, keys, unfinished_sql(owner)).await? {
+        for i in 0..batch.num_rows() {
+            found.push(Unfinished {
+                replay_id: text(&batch, 0, i).unwrap_or_default(),
+                source: text(&batch, 1, i).unwrap_or_default(),
+                stream: text(&batch, 2, i).unwrap_or_default(),
+                letters: batch.column(3).as_primitive::<Int64Type>().value(i),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The store's position in a source.
+pub async fn next_pos(redis: &RedisLink, keys: &Keys, source: &str) -> anyhow::Result<i64> {
+    let sql = format!("SELECT max(next_pos) FROM sources WHERE source = {}", quoted(source));
+    let batches = select(redis, keys, sql).await?;
+    Ok(batches.first().and_then(|b| number::<Int64Type>(b, 0, 0)).unwrap_or_default())
+}
+
+/// A letter as it is sent again.
+#[derive(Debug)]
+pub struct Resent {
+    pub place: i64,
+    pub payload: Vec<u8>,
+    pub event_id: Option<Uuid>,
+    pub recorded_at_us: i64,
+}
+
+fn of_replay_sql(replay_id: &str, from: i64) -> String {
+    format!(
+        "SELECT place, payload, event_id, recorded_us FROM (
+             SELECT r.place, coalesce(r.payload, d.raw) AS payload, d.event_id::VARCHAR AS event_id,
+                    epoch_us(r.recorded_at) AS recorded_us,
+                    sum(octet_length(coalesce(r.payload, d.raw))) OVER (ORDER BY r.place) AS bytes
+             FROM dead_letter_replays r JOIN dead_letters d USING (source_no, pos)
+             WHERE r.replay_id = {} AND r.place >= {from} AND r.place < {})
+         WHERE bytes <= {A_LOOK_BYTES} OR place = {from} ORDER BY place",
+        quoted(replay_id),
+        from + A_LOOK
+    )
+}
+
+/// The letters of a replay from place `from` on: some of them, by number and bytes.
+pub async fn of_replay(
+    redis: &RedisLink,
+    keys: &Keys,
+    replay: &Unfinished,
+    from: i64,
+) -> anyhow::Result<Vec<Resent>> {
+    let mut found: Vec<Resent> = Vec::new();
+    for batch in select(redis, keys, of_replay_sql(&replay.replay_id, from)).await? {
+        for i in 0..batch.num_rows() {
+            let place = batch.column(0).as_primitive::<Int64Type>().value(i);
+            if found.last().is_some_and(|last| last.place == place) {
+                // One record can have several letters; they hold the same bytes.
+                continue;
+            }
+            let expected = found.last().map_or(from, |last| last.place + 1);
+            let (payload, at) = (bytes(&batch, 1, i), number::<Int64Type>(&batch, 3, i));
+            let (Some(payload), Some(recorded_at_us), true) = (payload, at, place == expected)
+            else {
+                anyhow::bail!("the letter at place {expected} is not what was registered");
+            };
+            let event_id = text(&batch, 2, i).and_then(|id| Uuid::parse_str(&id).ok());
+            found.push(Resent { place, payload, event_id, recorded_at_us });
+        }
+    }
+    ensure!(!found.is_empty(), "there is no letter at place {from}");
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_cannot_leave_its_quotes() {
+        let filter = Filter { reason: Some("x' OR true --".into()), ..Filter::default() };
+        assert_eq!(filter.sql(), "true AND d.reason = 'x'' OR true --'");
+        assert_eq!(Filter::default().sql(), "true");
+    }
+
+    #[test]
+    fn only_a_letter_with_all_bytes_and_its_time_is_whole() {
+        let letter = |raw_len, kept, recorded_at_us| Candidate {
+            source_no: 1,
+            pos: 2,
+            source: "kafka:s/t/0".into(),
+            reason: "r".into(),
+            raw_len,
+            kept,
+            raw_sha256: None,
+            recorded_at_us,
+            is_current: true,
+        };
+        assert!(letter(Some(5), Some(5), Some(1)).is_whole());
+        assert!(letter(Some(0), Some(0), Some(1)).is_whole());
+        assert!(!letter(Some(6), Some(5), Some(1)).is_whole());
+        assert!(!letter(None, None, Some(1)).is_whole());
+        assert!(!letter(Some(5), Some(5), None).is_whole());
+    }
+
+    /// A store with three letters, of which the first is in a replay of two that is half done.
+    fn store() -> duckdb::Connection {
+        let connection = duckdb::Connection::open_in_memory().unwrap();
+        connection.execute_batch(crate::store::schema::DDL).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO sources VALUES
+                     (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, NULL, NULL, now()),
+                     (2, 'replay:s/r', gen_random_uuid(), 1, 'o', 1, 0, NULL, NULL, now());
+                 INSERT INTO dead_letters
+                     SELECT 1, 1, i, NULL, NULL, 'decode', 'r' || i, '', repeat('x', i)::BLOB, i,
+                            repeat('a', 64), 'h', now(), make_timestamptz(i)
+                     FROM range(1, 5) t(i);
+                 INSERT INTO replays VALUES ('r', 'replay:s/r', 's', 'n''n', 2, now());
+                 INSERT INTO dead_letter_replays VALUES
+                     (1, 1, 'r', now(), 0, NULL, make_timestamptz(7)),
+                     (1, 2, 'r', now(), 1, 'whole'::BLOB, make_timestamptz(8));",
+            )
+            .unwrap();
+        connection
+    }
+
+    fn rows(sql: &str) -> usize {
+        let deadline = std::time::Duration::from_secs(10);
+        let bytes = crate::store::reader::query(&store(), sql, deadline).unwrap();
+        let reader =
+            arrow::ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
+        reader.map(|batch| batch.unwrap().num_rows()).sum()
+    }
+
+    #[test]
+    fn the_store_answers_every_question() {
+        let any = Filter::default();
+        assert_eq!(rows(&candidates_sql(&any, 1 << 20)), 2, "two are in a replay");
+        let one = Filter { reason: Some("r4".into()), stream: Some("s".into()), ..any.clone() };
+        assert_eq!(rows(&candidates_sql(&one, 1 << 20)), 1);
+        let other = Filter { stream: Some("t".into()), ..any };
+        assert_eq!(rows(&candidates_sql(&other, 1 << 20)), 0);
+        assert_eq!(rows(&unfinished_sql("n'n")), 1);
+        assert_eq!(rows(&unfinished_sql("other")), 0);
+        assert_eq!(rows(&of_replay_sql("r", 0)), 2);
+        assert_eq!(rows(&of_replay_sql("r", 1)), 1);
+    }
+}
