@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 /// Seconds that an answer waits to be fetched.
 const ANSWER_TTL_S: i64 = 120;
+/// How long a check of the online store waits while it is being rebuilt.
+const REBUILD_WAIT: Duration = Duration::from_secs(40);
 /// Reads that one trip takes at most.
 const READS_A_TRIP: usize = 8;
 /// How long a question of the program itself may take.
@@ -195,6 +197,9 @@ async fn answer(
                 Ok(Err(error)) => return failed(error.to_string()),
                 Err(_) => return failed("the store's reader ended".into()),
             };
+            if let Err(error) = wait_complete(manager, keys).await {
+                return failed(format!("the online store cannot be checked: {error:#}"));
+            }
             match verify_online(manager, keys, &config.streams, &newest).await {
                 Ok(check) => audit.checks.push(check),
                 Err(error) => {
@@ -207,6 +212,18 @@ async fn answer(
             }
         }
     }
+}
+
+/// Waits until the online store holds everything again: before that, what is missing says nothing.
+async fn wait_complete(manager: &mut ConnectionManager, keys: &Keys) -> anyhow::Result<()> {
+    let until = tokio::time::Instant::now() + REBUILD_WAIT;
+    while !online::marks::is_complete(manager, keys).await? {
+        if tokio::time::Instant::now() > until {
+            bail!("it is being rebuilt from DuckDB since Redis lost data; ask again later");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    Ok(())
 }
 
 /// Whether every critical feature's online value is its newest in DuckDB. What is online may be
