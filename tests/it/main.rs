@@ -12,6 +12,7 @@ mod online_rule;
 mod python_workers;
 mod real_input;
 mod serving;
+mod simulator;
 mod supervision;
 mod support;
 mod telemetry;
