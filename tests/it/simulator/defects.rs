@@ -25,11 +25,12 @@ pub enum Defect {
     StreamTrimmed,
     /// A Redis that lost its leases grants new ones at once.
     LeaseWithoutQuarantine,
-    /// The last online write of a source says what is promised, and nobody waits at the end of
-    /// what was promised.
+    /// The last online write of a source says what is promised, even if it promises less.
     PromiseOverwritten,
-    /// Scripts do not look whether the store has looked at this run of Redis.
-    RunNotChecked,
+    /// Nobody waits at the end of what was promised under another script until it is durable.
+    PromiseNotAwaited,
+    /// Leases are granted by a run of Redis that the store has not looked at yet.
+    LeaseOfUnknownRun,
     /// The store's connection mends itself without the store's looking.
     SilentReconnect,
     /// What is rebuilt from the beginning is written over what is there.
@@ -42,7 +43,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the seeds within which each must be seen.
-    pub const ALL: [(Self, u64); 16] = [
+    pub const ALL: [(Self, u64); 17] = [
         (Self::NoTokenCheck, 2_000),
         (Self::GapsAreTaken, 2_000),
         (Self::WatermarkInSecondTransaction, 2_000),
@@ -54,7 +55,8 @@ impl Defect {
         (Self::StreamTrimmed, 2_000),
         (Self::LeaseWithoutQuarantine, 2_000),
         (Self::PromiseOverwritten, 2_000),
-        (Self::RunNotChecked, 2_000),
+        (Self::PromiseNotAwaited, 2_000),
+        (Self::LeaseOfUnknownRun, 2_000),
         (Self::SilentReconnect, 2_000),
         // These need a rare moment.
         (Self::RebuiltWithoutWipe, 20_000),

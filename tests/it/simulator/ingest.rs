@@ -251,7 +251,7 @@ impl World {
             self.cut(n, i);
             return false;
         }
-        if self.has(Defect::PromiseOverwritten) {
+        if self.has(Defect::PromiseNotAwaited) {
             return true;
         }
         let durable = self.nodes[n].acknowledged[lane.p].is_some_and(|a| a >= reading.chunk_from);

@@ -121,11 +121,6 @@ impl World {
         );
     }
 
-    /// Whether the store has looked at this run: until then nobody else may change anything.
-    pub fn run_is_known(&self) -> bool {
-        self.has(Defect::RunNotChecked) || self.redis.keys.known_run == Some(self.redis.run)
-    }
-
     /// What the store sees when it looks.
     pub fn found(&self) -> Found {
         let keys = &self.redis.keys;
@@ -142,7 +137,7 @@ impl World {
     pub fn write_online(&mut self, write: &Writing<'_>) -> Admission {
         let keys = &self.redis.keys;
         let stored = keys.tokens[write.p].map(|t| t.to_string());
-        let generation = keys.generation.as_deref().filter(|_| self.run_is_known());
+        let generation = keys.generation.as_deref();
         let own = write.token.to_string();
         let unfenced = self.has(Defect::NoTokenCheck);
         let token = if unfenced { Some(own.as_str()) } else { stored.as_deref() };
@@ -181,8 +176,7 @@ impl World {
 
     /// The online script, as the store calls it: only the generation is asked for.
     pub fn repeat_online(&mut self, generation: &str, values: &[OnlineValue]) -> bool {
-        let known = self.redis.keys.generation.as_deref().filter(|_| self.run_is_known());
-        if known != Some(generation) {
+        if self.redis.keys.generation.as_deref() != Some(generation) {
             return false;
         }
         for value in values {
@@ -232,7 +226,10 @@ impl World {
 
     /// Grants a lease, or not.
     pub fn acquire(&mut self, lease: u64) -> bool {
-        let (now, known) = (self.now, self.run_is_known());
+        let now = self.now;
+        let known = self.redis.keys.known_run == Some(self.redis.run)
+            || self.has(Defect::LeaseOfUnknownRun)
+            || self.has(Defect::SilentReconnect);
         let quarantine = !self.has(Defect::LeaseWithoutQuarantine);
         let keys = &mut self.redis.keys;
         keys.permits.retain(|(_, expiry)| *expiry > now);

@@ -178,9 +178,7 @@ impl World {
             }
             Admission::Generation => {
                 self.nodes[n].sender.preparing.swap_remove(i);
-                if let (Some(known), true) =
-                    (self.redis.keys.generation.clone(), self.run_is_known())
-                {
+                if let Some(known) = self.redis.keys.generation.clone() {
                     self.nodes[n].generation = known;
                 }
                 self.count(Count::OnlineGeneration);
