@@ -14,6 +14,7 @@ mod plain_writes;
 mod python_workers;
 mod real_input;
 mod serving;
+mod simulator;
 mod supervision;
 mod support;
 mod telemetry;
