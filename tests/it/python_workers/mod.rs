@@ -10,6 +10,7 @@ mod loading;
 mod misbehaviour;
 mod starting;
 mod styles;
+mod survival;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
