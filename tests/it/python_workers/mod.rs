@@ -8,6 +8,7 @@ mod contract;
 mod death;
 mod loading;
 mod misbehaviour;
+mod promised;
 mod starting;
 mod styles;
 mod survival;
