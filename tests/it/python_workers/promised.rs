@@ -35,6 +35,8 @@ fn bench(brokers: &str, redis: &EmbeddedRedis) -> (Bench, PathBuf) {
     bench.config.kafka.partitions = 1;
     bench.config.batch.max_rows = 10;
     bench.config.python.lease_s = 3.0;
+    // Both versions have to share it.
+    bench.config.python.max_workers = 1;
     let scripts = bench.dir.path().join("scripts");
     std::fs::create_dir(&scripts).unwrap();
     let script = scripts.join(format!("{}.py", bench.config.streams[0].transform));

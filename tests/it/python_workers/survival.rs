@@ -8,7 +8,7 @@ use millstream::{
 };
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -107,16 +107,14 @@ fn idle_and_busy_workers_survive_their_supervisor_under_load() {
         until("idle workers to stop", async || pids(node).is_empty()).await;
         until("their permits to come back", async || leases(node).await == 0).await;
         for pid in at_first {
-            assert!(!PathBuf::from(format!("/proc/{pid}")).exists(), "{pid} lives on");
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{pid} lives on");
         }
     });
 }
 
-#[test]
-fn a_batch_that_runs_when_its_supervisor_dies_ends_well() {
-    let go = tempfile::tempdir().unwrap();
-    let (calls, gate) = (go.path().join("calls"), go.path().join("gate"));
-    let mut bench = one_stream(&format!(
+/// A script that notes its process in the file `calls` and then waits for the file `gate`.
+fn waiting_script(calls: &Path, gate: &Path) -> String {
+    format!(
         "
 import os, time
 def transform(event: dict):
@@ -127,7 +125,14 @@ def transform(event: dict):
     return dict(entity_id=event['entity_id'], feature_name='f', value=1.0,
                 event_timestamp=event['validated_at'])
 "
-    ));
+    )
+}
+
+#[test]
+fn a_batch_that_runs_when_its_supervisor_dies_ends_well() {
+    let go = tempfile::tempdir().unwrap();
+    let (calls, gate) = (go.path().join("calls"), go.path().join("gate"));
+    let mut bench = one_stream(&waiting_script(&calls, &gate));
     let lease = Duration::from_secs(2);
     bench.config.python.lease_s = lease.as_secs_f64();
     let told = || std::fs::read_to_string(&calls).unwrap_or_default();
@@ -163,6 +168,41 @@ def transform(event: dict):
     let sql = "SELECT count(*), count(DISTINCT pos) FROM features_table";
     let rows: (i64, i64) = store.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     assert_eq!(rows, (2, 2));
+}
+
+#[test]
+fn a_batch_whose_lease_is_lost_runs_again_when_its_worker_is_gone_and_nothing_is_dead() {
+    let go = tempfile::tempdir().unwrap();
+    let (calls, gate) = (go.path().join("calls"), go.path().join("gate"));
+    let mut bench = one_stream(&waiting_script(&calls, &gate));
+    bench.config.python.lease_s = 2.0;
+    bench.config.python.max_workers = 1;
+    let told = || std::fs::read_to_string(&calls).unwrap_or_default();
+    with_node(&bench, &[Role::Process, Role::Store], async |node| {
+        let brokers = node.view.config.kafka.brokers.clone();
+        produce(&brokers, bench.topic("features"), &[event(0)]);
+        until("the batch to run", async || told().lines().count() == 1).await;
+        let first: u32 = told().trim().parse().unwrap();
+        // What a Redis that lost its data knows of permits.
+        let mut redis = node.view.redis.as_ref().unwrap().manager().await.unwrap();
+        let keys = [node.view.keys.permits(), node.view.keys.permits_from()];
+        let () = redis::cmd("DEL").arg(&keys).query_async(&mut redis).await.unwrap();
+        until("another worker", async || {
+            let both = told().lines().count() == 2;
+            assert!(!(both && Path::new(&format!("/proc/{first}")).exists()), "two live");
+            both
+        })
+        .await;
+        std::fs::write(&gate, "").unwrap();
+        node.view.wait_caught_up(PATIENCE).await.unwrap();
+        assert_eq!(told().lines().count(), 2);
+    });
+    let store = duckdb::Connection::open(bench.database()).unwrap();
+    let count = |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        store.query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((count("features_table"), count("dead_letters")), (1, 0));
 }
 
 #[test]
