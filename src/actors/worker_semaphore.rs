@@ -40,8 +40,9 @@ local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)";
 
 /// Grants, renews or gives back leases: [`crate::protocol::lease`] as a script.
-/// KEYS: leases, the moment from which they are granted. ARGV: operation, cap, lease time in ms,
-/// lease names. Answers how long nothing is granted yet, in ms, then 1 for each lease for which it
+/// KEYS: leases, the moment from which they are granted, the server's run as the store knows it: a
+/// server that was started since may have forgotten leases, and nothing is granted before the store
+/// has seen that. ARGV: operation, cap, lease time in ms, lease names. Answers how long nothing is granted yet, in ms, then 1 for each lease for which it
 /// was done, else 0.
 const RULE: &str = r"
 local from = redis.call('GET', KEYS[2])
@@ -50,6 +51,10 @@ if not from then
   redis.call('SET', KEYS[2], string.format('%d', from))
 end
 local wait = math.max(tonumber(from) - now, 0)
+local known = redis.call('GET', KEYS[3])
+if known and known ~= string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') then
+  wait = math.max(wait, 1)
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local done = { wait }
 for i = 4, #ARGV do
@@ -125,7 +130,7 @@ impl Default for SemaphoreSlot {
 pub struct WorkerSemaphore {
     cap: u32,
     lease_time: Duration,
-    keys: [String; 2],
+    keys: [String; 3],
     redis: RedisLink,
     connection: Option<ConnectionManager>,
     slot: SemaphoreSlot,
@@ -151,7 +156,7 @@ impl WorkerSemaphore {
         Self {
             cap: config.python.max_workers,
             lease_time: Duration::from_secs_f64(config.python.lease_s),
-            keys: [keys.permits(), keys.permits_from()],
+            keys: [keys.permits(), keys.permits_from(), keys.run_id()],
             redis,
             connection: None,
             slot,
@@ -175,9 +180,9 @@ impl WorkerSemaphore {
                 Some(connection) => connection,
                 None => redis.manager().await?,
             };
-            let [leased, from] = keys;
+            let [leased, from, run] = keys;
             let mut call = SCRIPT.key(leased);
-            call.key(from).arg(operation.name()).arg(cap).arg(lease_ms).arg(leases);
+            call.key(from).key(run).arg(operation.name()).arg(cap).arg(lease_ms).arg(leases);
             let mut done: Vec<i64> = call.invoke_async(&mut connection).await?;
             // The script always answers at least this one.
             let wait_ms = done.remove(0);

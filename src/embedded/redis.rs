@@ -29,7 +29,6 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct EmbeddedRedis {
     url: String,
-    is_new: bool,
     stopping: Arc<AtomicBool>,
     watcher: Option<std::thread::JoinHandle<()>>,
 }
@@ -49,7 +48,6 @@ impl EmbeddedRedis {
         fs::create_dir_all(dir)
             .with_context(|| format!("cannot make the folder {}", dir.display()))?;
         let dir = dir.canonicalize()?;
-        let is_new = fs::read_dir(&dir)?.next().is_none();
         end_leftover(&dir)?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let server = Server { dir, port };
@@ -64,13 +62,7 @@ impl EmbeddedRedis {
         };
         ready.recv().context("the thread that watches redis-server ended")??;
         let url = format!("redis://127.0.0.1:{port}/0");
-        Ok(Self { url, is_new, stopping, watcher: Some(watcher) })
-    }
-
-    /// Whether it was started on an empty folder: nobody can have used it before.
-    #[must_use]
-    pub fn is_new(&self) -> bool {
-        self.is_new
+        Ok(Self { url, stopping, watcher: Some(watcher) })
     }
 
     /// Its address.

@@ -105,9 +105,6 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         queue::wait_loaded(redis)
             .await
             .with_context(|| format!("Redis at {} cannot be reached", config.redis.url))?;
-        if embedded_redis.as_ref().is_some_and(EmbeddedRedis::is_new) {
-            queue::permits_at_once(redis, &keys).await?;
-        }
     }
     if embedded_kafka.is_none()
         && config.kafka.create_topics
@@ -139,10 +136,15 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     };
     let writer =
         if roles.contains(&Role::Store) { Some(start_store(&shared, &keys).await?) } else { None };
-    // After the store has looked at Redis: it may have set a new one.
     if let Some(redis) = &redis {
-        *shared.generation.lock().unwrap_or_else(PoisonError::into_inner) =
-            queue::generation(redis, &keys).await?;
+        // After the store has looked at Redis: it may have set a new one, and it has put off permits
+        // when Redis was started since.
+        if embedded_redis.is_some() {
+            queue::permits_at_once(redis, &keys).await?;
+        }
+        // A store that comes up later is waited for by whoever needs it.
+        let known = queue::generation(redis, &keys).await?.unwrap_or_default();
+        *shared.generation.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
     let accumulator = Link::default();
     let python = Arc::new(PythonStatus::default());
@@ -255,7 +257,8 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
     let critical = marks::fingerprint(&config.streams);
     let mut connection = redis.manager().await?;
     let (id, last) = (thread.database_id(), thread.durable_to());
-    marks::look(&mut connection, keys, id, last, &critical).await?;
+    let lease = Duration::from_secs_f64(config.python.lease_s);
+    marks::look(&mut connection, keys, id, last, &critical, lease).await?;
     let adopted = thread.clone();
     registry.supervise("duckdb_writer", writer.clone(), RestartPolicy::default(), move || {
         DuckDbWriter::new(adopted.clone())

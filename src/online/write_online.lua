@@ -10,7 +10,16 @@ if ARGV[3] ~= '' then
   if redis.call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then
     return 'FENCED'
   end
-  redis.call('HSET', ns .. ':promised', ARGV[3], ARGV[5])
+  -- Parts are written as they are done, not in order: under one script a promise never shrinks.
+  local known = redis.call('HGET', ns .. ':promised', ARGV[3])
+  local keep = false
+  if known then
+    local old, new = cjson.decode(known), cjson.decode(ARGV[5])
+    keep = old.script_sha256 == new.script_sha256 and old.to > new.to
+  end
+  if not keep then
+    redis.call('HSET', ns .. ':promised', ARGV[3], ARGV[5])
+  end
 end
 local newest = {}
 local at = 7

@@ -132,11 +132,14 @@ fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
         // Text is UTF-8 whatever the locale of the node; packages come from the spec alone.
         .env("PYTHONUTF8", "1")
         .env("PYTHONNOUSERSITE", "1");
-    // SAFETY: a single async-signal-safe call. Only the forked child lets the socket live through
-    // exec, so no other process started at this moment inherits it.
+    // SAFETY: async-signal-safe calls only. Only the forked child lets the socket live through exec,
+    // so no other process started at this moment inherits it. The thread that starts the child waits
+    // for it, so the child ends when the node does, however that ends, and not sooner.
     unsafe {
         command.pre_exec(move || {
-            if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+            if libc::fcntl(fd, libc::F_SETFD, 0) < 0
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
+            {
                 Err(io::Error::last_os_error())
             } else {
                 Ok(())

@@ -31,18 +31,34 @@ pub use connection::{RETRY, RedisLink, blocking_connection};
 /// The consumer group of the `store` role on the queue and on the reads.
 pub const STORE_GROUP: &str = "store";
 
-/// Redis' generation: a key that is made at set-up and whose absence says that Redis lost
-/// everything. Makes it when it is not there.
+/// Redis' generation: a key that the store sets, and sets anew when Redis lost data; its absence
+/// says that Redis lost everything, or that no store has looked at it yet.
 ///
 /// # Errors
 /// When Redis does not answer.
-pub async fn generation(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<String> {
+pub async fn generation(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<Option<String>> {
     let mut connection = redis.manager().await?;
-    let fresh = uuid::Uuid::now_v7().to_string();
-    let key = keys.generation();
-    let () = redis::cmd("SET").arg(&key).arg(fresh).arg("NX").query_async(&mut connection).await?;
-    redis::cmd("GET").arg(&key).query_async(&mut connection).await
+    redis::cmd("GET").arg(keys.generation()).query_async(&mut connection).await
 }
+
+/// Waits until a store has set the generation.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn generation_at_last(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<String> {
+    let mut connection = redis.manager().await?;
+    loop {
+        let found: Option<String> =
+            redis::cmd("GET").arg(keys.generation()).query_async(&mut connection).await?;
+        match found {
+            Some(generation) => return Ok(generation),
+            None => tokio::time::sleep(GENERATION_RETRY).await,
+        }
+    }
+}
+
+/// How often a generation that is not there is looked for.
+const GENERATION_RETRY: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// How long a Redis that loads its data at its start is waited for between two looks.
 const LOADING_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
@@ -89,17 +105,16 @@ pub async fn wait_loaded(redis: &RedisLink) -> anyhow::Result<()> {
 /// The kind of error that Redis gives while it loads.
 const LOADING: redis::ErrorKind = redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading);
 
-/// Permits may be granted at once: nobody else can have used this Redis, so no worker lives that it
-/// does not know of. Nothing happens when the namespace was used before.
+/// Permits may be granted at once: whoever holds this Redis as its child knows that no other node
+/// uses it, and that no worker of an earlier life outlived its node.
 ///
 /// # Errors
 /// When Redis does not answer.
 pub async fn permits_at_once(redis: &RedisLink, keys: &Keys) -> redis::RedisResult<()> {
-    let script = redis::Script::new(
-        "if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('SET', KEYS[2], 0, 'NX') end",
-    );
     let mut connection = redis.manager().await?;
-    script.key(keys.generation()).key(keys.permits_from()).invoke_async(&mut connection).await
+    let mut pipeline = redis::pipe();
+    pipeline.atomic().set(keys.permits_from(), 0).ignore().del(keys.permits()).ignore();
+    pipeline.query_async(&mut connection).await
 }
 
 /// Names of the keys of one namespace.
@@ -167,16 +182,16 @@ impl Keys {
         self.key("generation")
     }
 
+    /// The run of the Redis server that the store has looked at last.
+    #[must_use]
+    pub fn run_id(&self) -> String {
+        self.key("run_id")
+    }
+
     /// The generation whose online store is complete.
     #[must_use]
     pub fn rebuilt(&self) -> String {
         self.key("rebuilt")
-    }
-
-    /// Batches up to this one are online.
-    #[must_use]
-    pub fn online_to(&self) -> String {
-        self.key("online_to")
     }
 
     /// Hash: source → what its last owner may have shown online, as JSON.

@@ -1,20 +1,14 @@
 //! Any actor may be killed or may panic at any moment: nothing is lost, nothing is doubled.
 
-use crate::support::{Bench, broker, expected};
+use crate::support::{Bench, broker, expected, the_only_node};
 use millstream::{
     node::{Node, NodeOptions, Role},
     supervision::Registry,
 };
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 /// Events that must come through after each end of an actor.
 const PROGRESS: u64 = 400;
-
-/// The totals by which a test sees events flow are those of the whole process: one node at a time.
-static ONE_NODE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn every_actor_killed_in_turn_under_load() {
@@ -30,8 +24,7 @@ fn every_actor_panicked_in_turn_under_load() {
 /// Ends every actor once, then every actor twice in a row, while events flow.
 fn every_actor_ended_in_turn(what: &str, end: fn(&Registry, &str) -> bool) {
     let Some(brokers) = broker(&format!("supervision: {what}")) else { return };
-    // Poisoned by a test that failed: this one is on its own all the same.
-    let _alone = ONE_NODE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = the_only_node();
     let mut bench = Bench::new(&brokers);
     bench.config.generator.rate = 4_000.0;
     bench.config.batch.max_rows = 500;

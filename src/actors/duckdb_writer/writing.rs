@@ -18,7 +18,7 @@ use crate::{
         Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, QueueEntry, QueueReply,
         QueueRequest, Repair, WriteRequest,
     },
-    protocol::{apply::Decision, quarantine::Handling, source::SourceName},
+    protocol::{quarantine::Handling, source::SourceName},
     store::{StoreError, attempts::AttemptNote, newest, writer::Writer},
     supervision::Undelivered,
     telemetry::{self, catalogue as m},
@@ -424,7 +424,8 @@ impl Writing {
         let parts = verdicts
             .iter()
             .zip(&write.rows)
-            .filter(|(verdict, rows)| verdict.decision == Decision::Apply && rows.num_rows() > 0)
+            // A duplicate too: it may be the write whose COMMIT nobody saw succeed.
+            .filter(|(verdict, rows)| verdict.decision.is_ok() && rows.num_rows() > 0)
             .filter_map(|(verdict, rows)| {
                 let source_no = self.writer.source_no(&verdict.source)?;
                 let (source, token) = (verdict.source.clone(), verdict.token);

@@ -115,6 +115,10 @@ impl Polling {
     /// Hands chunks on, in order, as far as there is credit and an accumulator.
     pub(super) fn push_stuck(&mut self) {
         while let Some(mut batch) = self.stuck.pop_front() {
+            if self.awaits_promise(&batch) {
+                self.stuck.push_front(batch);
+                break;
+            }
             let (rows, bytes) = (batch.rows(), batch.bytes());
             let kib = ((bytes + rows * RECORD_OVERHEAD) >> 10) + 1;
             let kib = u32::try_from(kib.min(self.total_credit)).unwrap_or(u32::MAX);
@@ -141,6 +145,21 @@ impl Polling {
             }
         }
         METER.queue_depth(self.stuck.len());
+    }
+
+    /// Whether a batch must wait until everything that was promised before it is acknowledged. Else
+    /// its own promise, under another script version, would hide the earlier one from the owner that
+    /// comes next. What it waits for was handed on before it, so nobody waits for ever.
+    fn awaits_promise(&self, batch: &SourceBatch) -> bool {
+        let Some(lane) = self.lanes.iter().find(|lane| lane.source == batch.source) else {
+            return false;
+        };
+        let LaneState::Reading(reading) = &lane.state else { return false };
+        let Some(promised) = &reading.opened.promised else { return false };
+        let acknowledged = self.parts.acknowledged.get(&lane.topic, lane.partition);
+        batch.token == reading.opened.token
+            && batch.from >= promised.to
+            && acknowledged.is_some_and(|at| at < promised.to)
     }
 
     /// Pauses while chunks are stuck and resumes with a wide hysteresis: pausing drops what

@@ -62,25 +62,21 @@ impl LaneKey {
 }
 
 impl PythonWorkerSupervisor {
-    /// Where a batch waits.
-    ///
-    /// | pinned to | lane |
-    /// |---|---|
-    /// | nothing | that of the current version |
-    /// | the version that the stream's workers run, or without any the file's | the same |
-    /// | a version whose text is lost | the same |
-    /// | another version | that version's |
+    /// Where a batch waits: see [`runs_as_current`].
     pub(super) fn lane_of(&self, batch: &EventBatch) -> LaneKey {
         let current = LaneKey::current(batch.stream);
-        let Some(pin) = &batch.pinned else { return current };
-        if self.lost_versions.contains(pin) {
-            return current;
+        let workers = &self.parts.workers;
+        let running = workers.version(batch.stream).filter(|_| workers.live(&current) > 0);
+        let as_current = runs_as_current(
+            batch.pinned.as_deref(),
+            |pin| self.lost_versions.contains(pin),
+            running.as_deref(),
+            || Script::read(&self.path_of(batch.stream)).ok().map(|script| script.sha256),
+        );
+        match &batch.pinned {
+            Some(pin) if !as_current => LaneKey { pinned: Some(pin.clone()), ..current },
+            _ => current,
         }
-        let is_current = match self.parts.workers.version(batch.stream) {
-            Some(version) if self.parts.workers.live(&current) > 0 => version == *pin,
-            _ => Script::read(&self.path_of(batch.stream)).is_ok_and(|s| *s.sha256 == **pin),
-        };
-        if is_current { current } else { LaneKey { pinned: Some(pin.clone()), ..current } }
     }
 
     fn path_of(&self, stream: usize) -> PathBuf {
@@ -370,6 +366,48 @@ impl PythonWorkerSupervisor {
     }
 }
 
+/// Whether a batch goes with those of the current version.
+///
+/// | pinned to | answer |
+/// |---|---|
+/// | nothing | yes |
+/// | a version whose text is lost | yes |
+/// | the version that the stream's workers run | yes |
+/// | without workers: the version of the file | yes |
+/// | another version | no: to that version's lane |
+fn runs_as_current(
+    pin: Option<&str>,
+    is_lost: impl FnOnce(&str) -> bool,
+    running: Option<&str>,
+    file: impl FnOnce() -> Option<String>,
+) -> bool {
+    let Some(pin) = pin else { return true };
+    is_lost(pin)
+        || match running {
+            Some(running) => running == pin,
+            None => file().as_deref() == Some(pin),
+        }
+}
+
 fn short(sha256: &str) -> &str {
     sha256.get(..12).unwrap_or(sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_of_the_table_of_lanes() {
+        let as_current = |pin, lost, running, file: Option<&str>| {
+            runs_as_current(pin, |_| lost, running, || file.map(str::to_owned))
+        };
+        assert!(as_current(None, false, Some("a"), Some("b")));
+        assert!(as_current(Some("old"), true, Some("a"), Some("b")));
+        assert!(as_current(Some("a"), false, Some("a"), Some("b")), "what runs counts");
+        assert!(!as_current(Some("b"), false, Some("a"), Some("b")), "the file comes later");
+        assert!(as_current(Some("b"), false, None, Some("b")));
+        assert!(!as_current(Some("a"), false, None, Some("b")));
+        assert!(!as_current(Some("a"), false, None, None), "the file cannot be read");
+    }
 }

@@ -95,7 +95,9 @@ impl Answering {
         self.replay.shutdown().await;
         loop {
             let (database, last) = (self.thread.database_id(), self.thread.durable_to());
-            match marks::look(connection, &self.keys, database, last, &self.critical).await {
+            let lease = Duration::from_secs_f64(self.config.python.lease_s);
+            let critical = &self.critical;
+            match marks::look(connection, &self.keys, database, last, critical, lease).await {
                 Ok(look) => {
                     self.begin(&look);
                     return look;
@@ -142,13 +144,13 @@ impl Answering {
     ) {
         let error = match replayed {
             Ok(Ok(to_batch_seq)) => {
-                match marks::note_rebuilt(connection, &self.keys, &look.generation, to_batch_seq)
-                    .await
-                {
-                    Ok(()) => {
+                match marks::note_rebuilt(connection, &self.keys, look, to_batch_seq).await {
+                    Ok(true) => {
                         tracing::info!(to_batch_seq, "the online store is complete");
                         return;
                     }
+                    // The next look begins again.
+                    Ok(false) => return,
                     Err(error) => anyhow::Error::from(error),
                 }
             }

@@ -56,10 +56,10 @@ pub struct QueueParts {
 }
 
 impl QueueParts {
-    /// Redis lost everything: makes or learns its new generation. Batches that were on their way
-    /// are read again, which opens their sources and so puts their tokens back.
+    /// Redis lost data: waits until the store has set a new generation. Batches that were on their
+    /// way are read again, which opens their sources and so puts their tokens back.
     async fn renew_generation(&self, keys: &Keys) -> redis::RedisResult<()> {
-        let generation = queue::generation(&self.redis, keys).await?;
+        let generation = queue::generation_at_last(&self.redis, keys).await?;
         *self.generation.lock().unwrap_or_else(PoisonError::into_inner) = generation;
         Ok(())
     }

@@ -61,7 +61,7 @@ async fn permit(link: &Link<WorkerSemaphore>) -> Permit {
 #[actix::test]
 async fn the_script_is_the_rule() {
     let mut server = server().await;
-    let clock = "local now = tonumber(redis.call('GET', KEYS[3]))";
+    let clock = "local now = tonumber(redis.call('GET', KEYS[4]))";
     let script = Script::new(&[clock, RULE].concat());
     for seed in 0..40 {
         let mut random = SmallRng::seed_from_u64(seed);
@@ -89,7 +89,7 @@ async fn the_script_is_the_rule() {
             let names: Vec<String> =
                 (0..2).map(|_| format!("lease-{}", random.random_range(0..6))).collect();
             let mut call = script.key("leases");
-            call.key("from").key("now").arg(ask.name()).arg(rule.cap).arg(rule.lease_ms);
+            call.key("from").key("run").key("now").arg(ask.name()).arg(rule.cap).arg(rule.lease_ms);
             let answer: Vec<i64> =
                 call.arg(&names).invoke_async(&mut server.connection).await.unwrap();
             let mut expected = vec![0];
@@ -154,15 +154,23 @@ async fn a_redis_that_is_known_to_be_new_grants_at_once() {
     let started = Instant::now();
     drop(permit(&link).await);
     assert!(started.elapsed() < lease_time);
+}
 
-    // Not in a namespace that was used before.
-    let used = Keys::new("used");
-    queue::generation(&server.redis, &used).await.unwrap();
-    queue::permits_at_once(&server.redis, &used).await.unwrap();
-    let from: Option<i64> = redis::cmd("GET")
-        .arg(used.permits_from())
-        .query_async(&mut server.connection)
-        .await
-        .unwrap();
-    assert_eq!(from, None);
+#[actix::test]
+async fn a_server_that_the_store_has_not_looked_at_grants_nothing() {
+    let mut server = server().await;
+    let keys = Keys::new(&Config::default().node.namespace);
+    queue::permits_at_once(&server.redis, &keys).await.unwrap();
+    let looked_at = redis::cmd("SET").arg(keys.run_id()).arg("another").clone();
+    let () = looked_at.query_async(&mut server.connection).await.unwrap();
+    let (_registry, link, _slot) = server.semaphore(Duration::from_secs(20));
+    let mut waiting = Box::pin(permit(&link));
+    tokio::select! {
+        _ = &mut waiting => panic!("a server may have forgotten leases"),
+        // Many times as long as a grant takes.
+        () = tokio::time::sleep(Duration::from_millis(300)) => {}
+    }
+    let () =
+        redis::cmd("DEL").arg(keys.run_id()).query_async(&mut server.connection).await.unwrap();
+    drop(waiting.await);
 }

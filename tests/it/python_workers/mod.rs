@@ -8,8 +8,10 @@ mod contract;
 mod death;
 mod loading;
 mod misbehaviour;
+mod promised;
 mod starting;
 mod styles;
+mod survival;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,10 +8,20 @@ pub use bench::{Bench, expected};
 pub use kafka::{Sent, broker, left_out, produce};
 pub use node::{NodeProcess, millstream, run_json};
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// Long enough for anything here on a busy machine; a test that needs it all has failed.
 pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Held by a test that runs a node inside of this process: its counters are those of the process.
+pub fn the_only_node() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    // Poisoned by a test that failed: this one is on its own all the same.
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Waits until `condition` gives something.
 ///
