@@ -18,7 +18,7 @@ mod sender;
 mod server;
 mod transport;
 
-pub use plain_writes::PlainWrites;
+pub use plain_writes::{Owed, PlainWrites};
 pub use reads::{ask, select, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;
