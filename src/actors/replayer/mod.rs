@@ -135,9 +135,6 @@ struct Opened {
     token: Token,
     source_no: i32,
     next_pos: Position,
-    /// Letters before it may be online: they share no batch with the others, which may run under
-    /// another version of the script.
-    promised_to: Position,
 }
 
 /// The way on after some letters were sent.
@@ -230,9 +227,8 @@ impl Replaying {
             None
         };
         match tokio::time::timeout(OPENING, answer).await {
-            Ok(Some(OpenReply::Opened { token, source_no, next_pos, promised })) => {
-                let promised_to = promised.map_or(next_pos, |promised| promised.to);
-                Ok(Opened { token, source_no, next_pos, promised_to })
+            Ok(Some(OpenReply::Opened { token, source_no, next_pos, .. })) => {
+                Ok(Opened { token, source_no, next_pos })
             }
             Ok(Some(OpenReply::Halted { reason })) => bail!("{reason}"),
             Ok(None) => bail!("the actor ends"),
@@ -255,9 +251,7 @@ impl Replaying {
         let at_once = self.parts.config.batch.max_rows.max(1);
         while from < replay.letters {
             let found = letters::of_replay(&self.parts.redis, &self.keys, replay, from).await?;
-            let promised = usize::try_from(opened.promised_to - from).unwrap_or(0);
-            let (before, after) = found.split_at(promised.min(found.len()));
-            for letters in before.chunks(at_once).chain(after.chunks(at_once)) {
+            for letters in found.chunks(at_once) {
                 let to = from + letters.len() as i64;
                 let ticket = Ticket::new(source.clone(), opened.token, from, to, abandon.clone());
                 let records = records(letters);
