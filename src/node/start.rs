@@ -10,7 +10,7 @@ use crate::{
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
         kafka_ingest::{PollThread, PollThreadParts},
         python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
-        redis_queue::QueueParts,
+        redis_queue::{self, QueueParts},
         replayer::{ReplayDesk, ReplayerParts},
         worker_semaphore::SemaphoreSlot,
     },
@@ -264,8 +264,9 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
         DuckDbWriter::new(adopted.clone())
     });
     let (of, at, to) = (config.clone(), redis.clone(), writer.clone());
+    let owed = redis_queue::Owed::default();
     registry.supervise("plain_writes", Link::default(), RestartPolicy::default(), move || {
-        PlainWrites::new(of.clone(), at.clone(), to.clone())
+        PlainWrites::new(of.clone(), at.clone(), to.clone(), owed.clone())
     });
     let (config, redis, adopted) = (config.clone(), redis.clone(), thread.clone());
     let fatal = fatal.clone();

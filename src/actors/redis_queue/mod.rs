@@ -21,7 +21,7 @@ mod server;
 mod transport;
 
 pub use operator::adopt;
-pub use plain_writes::PlainWrites;
+pub use plain_writes::{Owed, PlainWrites};
 pub use reads::{ask, select, verify_online};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;

@@ -324,9 +324,10 @@ mod tests {
         connection.execute_batch(crate::store::schema::DDL).unwrap();
         connection
             .execute_batch(
-                "INSERT INTO sources VALUES
-                     (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, NULL, NULL, now()),
-                     (2, 'replay:s/r', gen_random_uuid(), 1, 'o', 1, 0, NULL, NULL, now());
+                "INSERT INTO sources (source_no, source, token, token_no, owner, next_pos,
+                                      start_pos, updated_at) VALUES
+                     (1, 'kafka:s/t/0', gen_random_uuid(), 1, 'o', 20, 0, now()),
+                     (2, 'replay:s/r', gen_random_uuid(), 1, 'o', 1, 0, now());
                  INSERT INTO dead_letters
                      SELECT 1, 1, i, NULL, NULL, 'decode', 'r' || i, '', repeat('x', i)::BLOB, i,
                             repeat('a', 64), 'h', now(), make_timestamptz(i)

@@ -146,7 +146,7 @@ async fn a_redis_that_lost_everything_grants_nothing_for_one_lease_time() {
 
 #[actix::test]
 async fn a_redis_that_is_known_to_be_new_grants_at_once() {
-    let mut server = server().await;
+    let server = server().await;
     let keys = Keys::new(&Config::default().node.namespace);
     queue::permits_at_once(&server.redis, &keys).await.unwrap();
     let lease_time = Duration::from_secs(20);

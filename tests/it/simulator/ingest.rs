@@ -153,6 +153,8 @@ impl World {
             low: 0,
             high: self.broker.high(p),
             ephemeral: false,
+            partitions: None,
+            ends: Vec::new(),
         };
         self.nodes[n].wanted.push_back(ToSender::Open(p, Rc::new(request)));
     }
@@ -311,6 +313,7 @@ impl World {
                     self.nodes[n].acknowledged[p] = Some(next_pos);
                 }
             }
+            OpenReply::Waiting { .. } => unreachable!("no topic grows here"),
             OpenReply::Halted { reason } => {
                 lane.state = LaneState::Halted(now);
                 self.count(Count::Halted);

@@ -41,6 +41,11 @@ impl Part for SourcePart {
         10 * self.records.len()
     }
 
+    /// Each script version has an accumulator of its own here.
+    fn pin(&self) -> Option<&str> {
+        None
+    }
+
     fn merge(&mut self, mut next: Self) -> Result<(), Self> {
         if let Err(ticket) = self.ticket.join(next.ticket) {
             next.ticket = ticket;

@@ -18,7 +18,7 @@ use crate::{
     actors::DuckDbWriter,
     config::Config,
     decode::Decoder,
-    messages::{EntryDuty, QueueEntry, QueueReply, QueueRequest, WriteRequest},
+    messages::{EntryDuty, OnlineValue, QueueEntry, QueueReply, QueueRequest, WriteRequest},
     online::{self, OnlineOutcome, Promise},
     protocol::{
         plain_writes::{self, EntryId},
@@ -34,7 +34,7 @@ use batch::{Batch, Effect};
 use entries::{Answer, Entry};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -44,18 +44,28 @@ const METER: StageMeter = StageMeter::new("redis_queue");
 /// The longest wait between two attempts while the store or Redis cannot go on.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
+/// Online values whose rows may be durable while Redis lost the values in between: the next opening
+/// writes them again. They outlive an instance, because after a FLUSHALL no entry tells of them.
+pub type Owed = Arc<Mutex<Vec<OnlineValue>>>;
+
 /// Takes plain write requests off their stream, see the module.
 pub struct PlainWrites {
     config: Arc<Config>,
     redis: RedisLink,
     writer: Link<DuckDbWriter>,
+    owed: Owed,
 }
 
 impl PlainWrites {
     /// An instance that first reads what an earlier one left unanswered.
     #[must_use]
-    pub fn new(config: Arc<Config>, redis: RedisLink, writer: Link<DuckDbWriter>) -> Self {
-        Self { config, redis, writer }
+    pub fn new(
+        config: Arc<Config>,
+        redis: RedisLink,
+        writer: Link<DuckDbWriter>,
+        owed: Owed,
+    ) -> Self {
+        Self { config, redis, writer, owed }
     }
 }
 
@@ -70,6 +80,7 @@ impl Actor for PlainWrites {
             config: self.config.clone(),
             redis: self.redis.clone(),
             writer: self.writer.clone(),
+            owed: self.owed.clone(),
         };
         ctx.spawn(async move { serving.run().await }.into_actor(self));
     }
@@ -83,6 +94,7 @@ struct Serving {
     decoder: Decoder,
     redis: RedisLink,
     writer: Link<DuckDbWriter>,
+    owed: Owed,
 }
 
 /// The source, opened.
@@ -118,6 +130,7 @@ impl Serving {
         ensure_group(&mut reading, &stream).await?;
         let mut opened = self.open(&mut commands).await?;
         self.reach(&mut commands, opened.next_pos).await?;
+        self.pay(&mut commands, &opened).await?;
         // Own pending entries first: what an earlier instance read is older than what is new.
         let mut pending = true;
         let mut count = entries::FIRST_COUNT;
@@ -145,12 +158,27 @@ impl Serving {
         }
     }
 
-    /// Asks the writer something and waits for its verdict.
-    async fn ask(&self, request: QueueRequest) -> anyhow::Result<QueueReply> {
+    fn owed(&self) -> MutexGuard<'_, Vec<OnlineValue>> {
+        // A panicking holder cannot leave the list half-changed.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes online what is owed. A value whose row is not durable yet is only early.
+    async fn pay(&self, commands: &mut ConnectionManager, opened: &Opened) -> anyhow::Result<()> {
+        let owed = self.owed().clone();
+        if !owed.is_empty() {
+            self.put_online(commands, opened, opened.next_pos, &owed).await?;
+            self.owed().clear();
+        }
+        Ok(())
+    }
+
+    /// Asks the writer something and waits for its verdict. `id` is the same when the same is
+    /// asked again.
+    async fn ask(&self, id: String, request: QueueRequest) -> anyhow::Result<QueueReply> {
         let (answer, verdict) = oneshot::channel();
         let duty = EntryDuty::direct(answer);
-        let entry =
-            QueueEntry { id: String::new(), reply_to: String::new(), round: 0, request, duty };
+        let entry = QueueEntry { id, reply_to: String::new(), round: 0, request, duty };
         match self.writer.deliver(entry) {
             Ok(()) => verdict.await.context("the writer was killed before it decided"),
             Err(Undelivered(_)) => bail!("the writer is between two lives"),
@@ -158,7 +186,7 @@ impl Serving {
     }
 
     async fn open(&self, commands: &mut ConnectionManager) -> anyhow::Result<Opened> {
-        let generation = queue::generation(&self.redis, &self.keys).await?;
+        let generation = queue::generation_at_last(&self.redis, &self.keys).await?;
         let open = OpenRequest {
             source: self.source.clone(),
             owner: self.config.node_name(),
@@ -170,7 +198,7 @@ impl Serving {
             partitions: None,
             ends: Vec::new(),
         };
-        match self.ask(QueueRequest::Open(open)).await? {
+        match self.ask(format!("open {}", self.source), QueueRequest::Open(open)).await? {
             QueueReply::Opened {
                 reply: OpenReply::Opened { token, source_no, next_pos, .. },
                 ..
@@ -242,19 +270,16 @@ impl Serving {
         to: Position,
     ) -> anyhow::Result<Vec<Effect>> {
         let Opened { token, source_no, next_pos, generation } = opened;
+        let source = &self.source;
         let values = batch.critical(&self.config.streams, *source_no);
-        let promise = Promise { to, script_sha256: "" };
-        let (keys, source) = (&self.keys, &self.source);
-        match online::write(commands, keys, generation, source, *token, &promise, &values).await? {
-            OnlineOutcome::Written => {}
-            OnlineOutcome::Fenced => bail!("{source} was opened by another, or Redis was emptied"),
-            OnlineOutcome::Generation => bail!("Redis lost everything"),
-        }
+        self.put_online(commands, opened, to, &values).await?;
         crate::crash_point!("e_plain_online");
+        *self.owed() = values;
         let node = self.config.node_name();
         let range = batch::Range { source: source.clone(), token: *token, from: *next_pos, to };
         let write: WriteRequest = batch.request(node, generation.clone(), range)?;
-        let verdict = match self.ask(QueueRequest::Write(write)).await? {
+        let id = format!("{source} {next_pos}");
+        let verdict = match self.ask(id, QueueRequest::Write(write)).await? {
             QueueReply::Written { verdicts } => verdicts.into_iter().next(),
             other => bail!("the store does not take a batch of {source}: {other:?}"),
         };
@@ -265,12 +290,34 @@ impl Serving {
                 "the store did not take [{next_pos}, {to}) of {source}: {answer}, it is at {next_pos}"
             );
         }
+        // Redis is still the one that took the values, now that their rows are durable: whatever it
+        // loses from here on, DuckDB has to put back.
+        self.put_online(commands, opened, to, &[]).await?;
+        self.owed().clear();
         for effect in &batch.effects {
             if let Effect::Dead { reason, .. } = effect {
                 telemetry::dead_letters("decode", reason, 1);
             }
         }
         Ok(batch.effects)
+    }
+
+    /// Writes values online; without any it only makes sure that Redis is what it was.
+    async fn put_online(
+        &self,
+        commands: &mut ConnectionManager,
+        opened: &Opened,
+        to: Position,
+        values: &[OnlineValue],
+    ) -> anyhow::Result<()> {
+        let Opened { token, generation, .. } = opened;
+        let (keys, source) = (&self.keys, &self.source);
+        let promise = Promise { to, script_sha256: "" };
+        match online::write(commands, keys, generation, source, *token, &promise, values).await? {
+            OnlineOutcome::Written => Ok(()),
+            OnlineOutcome::Fenced => bail!("{source} was opened by another, or Redis was emptied"),
+            OnlineOutcome::Generation => bail!("Redis lost everything"),
+        }
     }
 
     /// What became of entries that lie below the store's position: an earlier instance stored them
