@@ -33,7 +33,7 @@ pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
 
 /// Settings of the consumer. DuckDB decides where it reads; the group's offsets are advice for
 /// monitoring, so librdkafka must never move or reset them by itself: these settings win over
-/// `kafka.options`.
+/// `kafka.options`, but for `session.timeout.ms`, how long a silent member keeps its partitions.
 #[must_use]
 pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = client_config(kafka);
@@ -49,8 +49,10 @@ pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
         .set("fetch.wait.max.ms", "20")
         .set("fetch.error.backoff.ms", "50")
         .set("statistics.interval.ms", "1000")
-        .set("session.timeout.ms", "10000")
         .set("topic.metadata.refresh.interval.ms", "10000");
+    if !kafka.options.contains_key("session.timeout.ms") {
+        config.set("session.timeout.ms", "10000");
+    }
     config
 }
 
