@@ -197,6 +197,10 @@ stop() {
     else
       end_process "$PID" "$STOP_DEADLINE_S"
     fi
+    # Its last threads hold the port a moment longer than the process can be seen.
+    local port deadline=$((SECONDS + 5))
+    port=$(address | sed 's/.*://')
+    while port_taken "$port" && ((SECONDS < deadline)); do sleep 0.02; done
   fi
   rm -f "$DIR/broker.pid"
 }
