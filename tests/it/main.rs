@@ -6,11 +6,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod broker_faults;
+mod consumer_group;
 mod end_to_end;
 mod exactly_once;
+mod judge;
 mod python_workers;
 mod real_input;
+mod recovery;
+mod redis_faults;
 mod serving;
+mod store_faults;
 mod supervision;
 mod support;
 mod telemetry;
