@@ -2,7 +2,10 @@
 
 use crate::support::{
     RedisServer,
-    judge::{dead_letters_complete, online_equals_newest, order_of_batches, order_of_entities},
+    judge::{
+        dead_letters_complete, no_position_is_skipped, online_equals_newest, order_of_batches,
+        order_of_entities,
+    },
 };
 use duckdb::Connection;
 use millstream::{
@@ -55,7 +58,8 @@ fn planted_defects_of_order_and_of_dead_letters_are_found() {
                 WHERE pos = 4";
     let again = "DELETE FROM features_table WHERE pos = 2; INSERT INTO features_table
                  SELECT 'a', 'f', 2, now(), now(), NULL, now(), 1, 1, 2, 0";
-    let defects: [(&str, Question); 11] = [
+    let defects: [(&str, Question); 12] = [
+        ("UPDATE ingest_ledger SET from_pos = 9 WHERE batch_seq = 2", no_position_is_skipped),
         ("UPDATE features_table SET batch_seq = 2 WHERE pos = 3", order_of_batches),
         ("UPDATE features_table SET batch_seq = 1 WHERE pos = 15", order_of_batches),
         (again, order_of_batches),

@@ -291,6 +291,7 @@ fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
     let Some(brokers) = broker("store_faults: damaged log") else { return };
     let mut bench = two_nodes(&brokers);
     bench.config.generator.rate = 0.0;
+    let redis = bench.redis();
     let tasks = bench.generate();
     wait_for("events", || (tasks.tally().acknowledged() > 20_000).then_some(()));
     tasks.stop();
@@ -298,9 +299,10 @@ fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
     let node = bench.node("process,store");
     node.verify();
     node.kill();
-    let log = |bench: &Bench| bench.database().with_extension("duckdb.wal");
-    let sound = std::fs::read(log(&bench)).unwrap();
-    assert!(sound.len() > 100_000, "the log holds all that was stored: {}", sound.len());
+    redis.forget_leases(&bench.config.node.namespace);
+    let (database, log) = (bench.database(), bench.database().with_extension("duckdb.wal"));
+    let (sound, sound_log) = (std::fs::read(&database).unwrap(), std::fs::read(&log).unwrap());
+    assert!(sound_log.len() > 100_000, "the log holds all that was stored: {}", sound_log.len());
     /// Bits of the byte at so many hundredths of the way.
     fn flip(log: &mut [u8], hundredths: usize) {
         let at = (log.len() - 1) * hundredths / 100;
@@ -319,14 +321,11 @@ fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
         }),
     ];
     for (damage, do_it) in damages {
-        let mut hurt = bench.other_reader();
-        hurt.config.kafka.group.clone_from(&bench.config.kafka.group);
-        std::fs::create_dir_all(&hurt.config.node.data_dir).unwrap();
-        std::fs::copy(bench.database(), hurt.database()).unwrap();
-        let mut bytes = sound.clone();
-        do_it(&mut bytes);
-        std::fs::write(log(&hurt), bytes).unwrap();
-        let mut node = NodeProcess::spawned(&hurt, "process,store", "");
+        let mut hurt = sound_log.clone();
+        do_it(&mut hurt);
+        std::fs::write(&database, &sound).unwrap();
+        std::fs::write(&log, hurt).unwrap();
+        let mut node = NodeProcess::spawned(&bench, "process,store", "");
         let refused = wait_for("it to open or to be refused", || {
             let ended = node.ended();
             (ended.is_some() || node.log().contains("ready")).then_some(ended)
@@ -342,7 +341,7 @@ fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
             node.learn_addresses();
             node.verify();
             node.stop_well();
-            hurt.judge_well(&expected);
+            bench.judge_well(&expected);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | | promise | held by |
 //! |---|---|---|
-//! | C1 | every acknowledged event is kept, dead or filtered | `Report::judge` |
+//! | C1 | every acknowledged event is kept, dead or filtered | `Report::judge`, [`no_position_is_skipped`] |
 //! | C2 | no `(source_no, pos, sub)` twice, each id with exactly its outputs | audit, `Report::judge` |
 //! | C3 | per entity the effects are in the producer's order | [`order_of_batches`], [`order_of_entities`] |
 //! | C4 | no id that was never sent | `Report::judge` |
@@ -35,6 +35,7 @@ impl Bench {
         let registry = Registry::new(FatalSender::channel().0);
         let mut report = Report::of_audit(&books, Duration::from_secs(1), &registry);
         report.judge(expected, &store).unwrap();
+        report.checks.push(no_position_is_skipped(&store));
         report.checks.push(order_of_batches(&store));
         report.checks.push(order_of_entities(&store));
         report.checks.push(dead_letters_complete(&store));
@@ -66,6 +67,17 @@ fn texts(store: &Connection, sql: &str) -> Vec<String> {
     let mut statement = store.prepare(sql).unwrap();
     let rows = statement.query_map([], |row| row.get(0)).unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+/// The producers of these tests use no transactions and nothing is compacted: every position holds
+/// a record, so a batch has as many events as its range is long.
+pub fn no_position_is_skipped(store: &Connection) -> Check {
+    let broken = texts(
+        store,
+        "SELECT concat(source, ': ', n_in, ' events in [', from_pos, ', ', to_pos, '), token ', l.token_no)
+         FROM ingest_ledger l JOIN sources USING (source_no) WHERE n_in <> to_pos - from_pos LIMIT 20",
+    );
+    Check::of("no_position_is_skipped", &broken, "every position of every range was read")
 }
 
 /// Within a source a later position never lies in an earlier batch, and one entity's never in an
