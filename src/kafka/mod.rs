@@ -1,7 +1,9 @@
 //! Kafka clients: their settings, topics that are missing, and what identifies a log.
 
+mod brokers;
 mod topic_id;
 
+pub use brokers::{any_broker_up, remember_brokers};
 pub use topic_id::topic_id;
 
 use crate::config::{Config, KafkaConfig};

@@ -1,12 +1,18 @@
 //! What librdkafka calls back on the poll thread: rebalances and statistics.
 
-use crate::{kafka::AcknowledgedPositions, telemetry::catalogue as m};
+use crate::{
+    kafka::{self, AcknowledgedPositions},
+    telemetry::catalogue as m,
+};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     types::RDKafkaRespErr,
 };
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, Ordering},
+};
 
 /// A change of the partitions that this node owns.
 #[derive(Debug)]
@@ -24,10 +30,17 @@ pub struct IngestContext {
     pub rebalanced: Mutex<Vec<Rebalanced>>,
     /// What may be committed.
     pub acknowledged: Arc<AcknowledgedPositions>,
+    /// Statistics in a row, one a second, that showed no connected broker.
+    pub without_broker: AtomicU32,
 }
 
 impl ClientContext for IngestContext {
     fn stats(&self, statistics: Statistics) {
+        if kafka::any_broker_up(&statistics) {
+            self.without_broker.store(0, Ordering::Relaxed);
+        } else {
+            self.without_broker.fetch_add(1, Ordering::Relaxed);
+        }
         for (topic, stats) in &statistics.topics {
             for (partition, of) in &stats.partitions {
                 if let Some(next) = self.acknowledged.get(topic, *partition)

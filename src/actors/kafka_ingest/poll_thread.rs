@@ -14,7 +14,7 @@ use crossbeam_channel::Sender;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -94,6 +94,7 @@ impl PollThread {
         let context = IngestContext {
             rebalanced: Mutex::default(),
             acknowledged: parts.acknowledged.clone(),
+            without_broker: AtomicU32::new(0),
         };
         let consumer: BaseConsumer<IngestContext> =
             kafka::consumer_config(&parts.config.kafka).create_with_context(context)?;

@@ -6,7 +6,7 @@ use super::{
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
 use crate::{
-    kafka::EVENT_ID_HEADER,
+    kafka::{self, EVENT_ID_HEADER},
     messages::{Record, SourceBatch, SourceOpened},
     protocol::{
         source::{OpenReply, SourceName, Token},
@@ -22,7 +22,7 @@ use rdkafka::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -36,6 +36,8 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(5);
 const CHUNK_ROWS: usize = 8_192;
 /// Offsets are committed at most so often.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// The configured brokers are tried again when none was connected for so long.
+const SECONDS_WITHOUT_BROKER: u32 = 3;
 /// How long librdkafka may take to accept a seek; one that it refuses is tried again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -141,6 +143,16 @@ impl Polling {
         if self.last_commit.elapsed() >= COMMIT_EVERY {
             self.commit(CommitMode::Async);
             self.publish();
+            self.remember_brokers();
+        }
+    }
+
+    fn remember_brokers(&self) {
+        let without = &self.consumer.context().without_broker;
+        if without.load(Ordering::Relaxed) >= SECONDS_WITHOUT_BROKER {
+            without.store(0, Ordering::Relaxed);
+            let brokers = &self.parts.config.kafka.brokers;
+            kafka::remember_brokers(self.consumer.client().native_client(), brokers);
         }
     }
 
