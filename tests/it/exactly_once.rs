@@ -1,6 +1,8 @@
 //! Exactly once, whatever dies.
 
-use crate::support::{Bench, CommittedOffsets, NodeProcess, Watch, broker, expected, wait_for};
+use crate::support::{
+    Bench, CommittedOffsets, NodeProcess, RedisServer, Watch, broker, expected, wait_for,
+};
 use millstream::failpoint::CRASH_POINTS;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::time::Instant;
@@ -33,6 +35,20 @@ fn bench_of_short_lives(brokers: &str) -> Bench {
     bench.short_sessions();
     bench.lasting_member("the-node");
     bench
+}
+
+/// Lives that end at no particular step, but the same in each run of the tests.
+fn killed_at_random(bench: &Bench, redis: &RedisServer, watch: &Watch) {
+    let mut chance = SmallRng::seed_from_u64(0x6b_696c_6c39);
+    for _ in 0..5 {
+        let enough = chance.random_range(500..6_000);
+        let node = bench.node("process,store");
+        watch.ask(&node);
+        wait_for("events of this life", || (node.committed_events() > enough).then_some(()));
+        node.kill();
+        redis.forget_leases(&bench.config.node.namespace);
+        watch.look_at_closed(bench);
+    }
 }
 
 #[test]
@@ -82,17 +98,7 @@ fn kill_9_at_every_step_of_the_protocol() {
     watch.look_at_closed(&bench);
     eprintln!("the other side alone: {:?}", started.elapsed());
 
-    // At no particular step.
-    let mut chance = SmallRng::seed_from_u64(0x6b_696c_6c39);
-    for _ in 0..5 {
-        let enough = chance.random_range(500..6_000);
-        let node = bench.node("process,store");
-        watch.ask(&node);
-        wait_for("events of this life", || (node.committed_events() > enough).then_some(()));
-        node.kill();
-        redis.forget_leases(&bench.config.node.namespace);
-        watch.look_at_closed(&bench);
-    }
+    killed_at_random(&bench, &redis, &watch);
     eprintln!("at no particular step: {:?}", started.elapsed());
 
     let node = bench.node("process,store");
