@@ -59,6 +59,7 @@ auto.create.topics.enable=false
 message.max.bytes=16777216
 replica.fetch.max.bytes=16777216
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1
 transaction.state.log.replication.factor=1
@@ -196,6 +197,10 @@ stop() {
     else
       end_process "$PID" "$STOP_DEADLINE_S"
     fi
+    # Its last threads hold the port a moment longer than the process can be seen.
+    local port deadline=$((SECONDS + 5))
+    port=$(address | sed 's/.*://')
+    while port_taken "$port" && ((SECONDS < deadline)); do sleep 0.02; done
   fi
   rm -f "$DIR/broker.pid"
 }

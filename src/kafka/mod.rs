@@ -1,8 +1,10 @@
 //! Kafka clients: their settings, topics that are missing, and what identifies a log.
 
+mod brokers;
 mod reread;
 mod topic_id;
 
+pub use brokers::{any_broker_up, remember_brokers};
 pub use reread::{Reread, Rereader};
 pub use topic_id::topic_id;
 
@@ -35,7 +37,7 @@ pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
 
 /// Settings of the consumer. DuckDB decides where it reads; the group's offsets are advice for
 /// monitoring, so librdkafka must never move or reset them by itself: these settings win over
-/// `kafka.options`.
+/// `kafka.options`, but for `session.timeout.ms`, how long a silent member keeps its partitions.
 #[must_use]
 pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = client_config(kafka);
@@ -51,8 +53,10 @@ pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
         .set("fetch.wait.max.ms", "20")
         .set("fetch.error.backoff.ms", "50")
         .set("statistics.interval.ms", "1000")
-        .set("session.timeout.ms", "10000")
         .set("topic.metadata.refresh.interval.ms", "10000");
+    if !kafka.options.contains_key("session.timeout.ms") {
+        config.set("session.timeout.ms", "10000");
+    }
     config
 }
 

@@ -6,15 +6,21 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod broker_faults;
+mod consumer_group;
 mod dead_letters;
 mod end_to_end;
 mod exactly_once;
+mod judge;
 mod online_rule;
 mod plain_writes;
 mod python_workers;
 mod real_input;
+mod recovery;
+mod redis_faults;
 mod serving;
 mod simulator;
+mod store_faults;
 mod supervision;
 mod support;
 mod telemetry;

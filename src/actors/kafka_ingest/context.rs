@@ -2,7 +2,7 @@
 
 use super::passing::Progress;
 use crate::{
-    kafka::AcknowledgedPositions,
+    kafka::{self, AcknowledgedPositions},
     protocol::source::{Position, SourceName},
     telemetry::catalogue as m,
 };
@@ -13,7 +13,10 @@ use rdkafka::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -42,6 +45,8 @@ pub struct IngestContext {
     handed_on: Mutex<HashMap<(String, i32), Position>>,
     /// What the last statistics said of the ends of the logs.
     progress: Mutex<Vec<Progress>>,
+    /// Statistics in a row, one a second, that showed no connected broker.
+    pub without_broker: AtomicU32,
 }
 
 impl IngestContext {
@@ -53,6 +58,7 @@ impl IngestContext {
             acknowledged,
             handed_on: Mutex::default(),
             progress: Mutex::default(),
+            without_broker: AtomicU32::new(0),
         }
     }
 
@@ -85,6 +91,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl ClientContext for IngestContext {
     fn stats(&self, statistics: Statistics) {
+        if kafka::any_broker_up(&statistics) {
+            self.without_broker.store(0, Ordering::Relaxed);
+        } else {
+            self.without_broker.fetch_add(1, Ordering::Relaxed);
+        }
         for (topic, stats) in &statistics.topics {
             for (partition, of) in &stats.partitions {
                 let end = if of.ls_offset >= 0 { of.ls_offset } else { of.hi_offset };

@@ -1,10 +1,10 @@
 //! The way out of the poll thread: chunks into batches, credit, back-pressure, commits, status.
 
 use super::{
-    lane::{Chunk, LaneState, Opened},
+    lane::{Chunk, Lane, LaneState, Opened},
     passing::Progress,
     poll_thread::{PartitionStatus, Wanted},
-    polling::{METER, Polling},
+    polling::{METER, Polling, SEEK_TIMEOUT, one},
 };
 use crate::{
     messages::{Credit, SourceBatch},
@@ -77,17 +77,52 @@ impl Polling {
         }
     }
 
+    /// Has a partition probed whose first records lie behind its position.
+    pub(super) fn doubt(&mut self, i: usize) {
+        // What came before is no part of the doubt, and the position must not be covered by it.
+        self.cut(i);
+        let lane = &self.lanes[i];
+        let LaneState::Reading(reading) = &lane.state else { return };
+        tracing::info!(source = %lane.source, position = reading.next, "a hole in the log? probing");
+        let (source, topic, partition) = (lane.source.clone(), lane.topic.clone(), lane.partition);
+        let from = reading.next;
+        if let Err(error) = self.consumer.pause(&one(&topic, partition)) {
+            tracing::warn!(%error, %source, "pause refused");
+        }
+        // The receiver lives in the node as long as this thread.
+        let _ = self.parts.wanted.send(Wanted::Probe { source, topic, partition, from });
+    }
+
     /// A probe found no record in `[from, to)`: the position moves on without one.
-    pub(super) fn passed(&mut self, source: &SourceName, from: Position, to: Position) {
+    pub(super) fn probed(&mut self, source: &SourceName, from: Position, to: Option<Position>) {
         let Some(i) = self.lanes.iter().position(|lane| lane.source == *source) else { return };
         let LaneState::Reading(reading) = &mut self.lanes[i].state else { return };
         if reading.next != from {
             return;
         }
-        if let Some(chunk) = reading.pass(to) {
+        let doubted = reading.is_doubted();
+        if let Some(chunk) = to.and_then(|to| reading.pass(to)) {
             let opened = reading.opened.clone();
-            tracing::debug!(%source, from, to, "positions without records are passed");
+            tracing::debug!(%source, from, to = chunk.to, "positions without records are passed");
             self.stick(i, &opened, chunk);
+        }
+        if doubted {
+            self.read_on(i);
+        }
+    }
+
+    /// After a doubt: from the position on, wherever the consumer was.
+    fn read_on(&mut self, i: usize) {
+        let Lane { topic, partition, state, .. } = &mut self.lanes[i];
+        let LaneState::Reading(reading) = state else { return };
+        let sought =
+            self.consumer.seek(topic, *partition, Offset::Offset(reading.next), SEEK_TIMEOUT);
+        reading.resumed();
+        let list = one(topic, *partition);
+        let resumed = if self.paused { Ok(()) } else { self.consumer.resume(&list) };
+        if let Err(error) = sought.and(resumed) {
+            tracing::warn!(%error, source = %self.lanes[i].source, "reading on refused; opening the source again");
+            self.reopen(i);
         }
     }
 

@@ -110,9 +110,11 @@ pub enum Taken {
     Kept,
     /// It lies before the position: already read.
     Stale,
-    /// The first record after a seek lies behind the position. A hole is believed only when it is
-    /// seen twice: seek again.
+    /// The first record after a seek lies behind the position: seek again.
     Reseek(Position),
+    /// And so does the first one after that. Before a hole is believed, the partition is probed;
+    /// nothing is taken meanwhile.
+    Doubt(Position),
 }
 
 /// A lane that reads.
@@ -138,6 +140,8 @@ enum First {
     Awaited,
     /// It was this one, behind the position, and a second seek was made.
     SeenAt(Position),
+    /// It was so again: a probe tells what lies before it.
+    Doubted,
     /// It came.
     Settled,
 }
@@ -159,6 +163,12 @@ impl Reading {
     /// The partition was paused and goes on: its first record is looked at again.
     pub fn resumed(&mut self) {
         self.first = First::Awaited;
+    }
+
+    /// Whether it waits for a probe.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.first == First::Doubted
     }
 
     /// The script version that a record at `position` must run under.
@@ -186,12 +196,17 @@ impl Reading {
         if record.position < self.next {
             return Taken::Stale;
         }
-        if record.position > self.next
-            && self.first != First::Settled
-            && self.first != First::SeenAt(record.position)
-        {
-            self.first = First::SeenAt(record.position);
-            return Taken::Reseek(self.next);
+        match self.first {
+            First::Doubted => return Taken::Stale,
+            First::SeenAt(before) if before == record.position => {
+                self.first = First::Doubted;
+                return Taken::Doubt(self.next);
+            }
+            First::Awaited | First::SeenAt(_) if record.position > self.next => {
+                self.first = First::SeenAt(record.position);
+                return Taken::Reseek(self.next);
+            }
+            _ => {}
         }
         self.first = First::Settled;
         self.chunk_since.get_or_insert(now);
@@ -247,17 +262,23 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_after_a_seek_is_believed_only_when_seen_twice() {
+    fn a_hole_after_a_seek_is_believed_only_when_a_probe_has_found_it() {
         let mut r = reading(10);
         assert_eq!(take(&mut r, 15), Taken::Reseek(10));
         assert_eq!(take(&mut r, 10), Taken::Kept, "the second seek brought it");
 
         let mut r = reading(10);
         assert_eq!(take(&mut r, 15), Taken::Reseek(10));
+        assert_eq!(take(&mut r, 15), Taken::Doubt(10));
+        assert_eq!(take(&mut r, 16), Taken::Stale, "nothing is taken before the probe has told");
+        assert!(r.is_doubted());
+        let passed = r.pass(15).unwrap();
+        assert_eq!((passed.from, passed.to), (10, 15));
+        r.resumed();
         assert_eq!(take(&mut r, 15), Taken::Kept, "the log really has a hole");
         assert_eq!(take(&mut r, 18), Taken::Kept, "holes in the middle of the flow are the log's");
-        let Chunk { records, from, to, .. } = r.cut((0, 0)).unwrap();
-        assert_eq!((records.len(), from, to), (2, 10, 19), "the range covers the holes");
+        let chunk = r.cut((0, 0)).unwrap();
+        assert_eq!((chunk.records.len(), chunk.from, chunk.to), (2, 15, 19), "it covers the hole");
     }
 
     #[test]

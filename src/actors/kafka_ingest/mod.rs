@@ -231,14 +231,13 @@ async fn probe(
     let (config, thread) = (asker.config.clone(), asker.thread.clone());
     let probing =
         move || passing::probe(&config.kafka, &topic, partition, from).map_err(anyhow::Error::from);
-    match tokio::task::spawn_blocking(probing).await.map_err(anyhow::Error::from).flatten() {
-        Ok(Some(to)) => thread.tell(Command::Passed { source, from, to }),
-        Ok(None) => {}
-        Err(error) => {
-            METER.error("kafka");
-            tracing::warn!(%source, error = %format!("{error:#}"), "the partition could not be probed");
-        }
-    }
+    let found = tokio::task::spawn_blocking(probing).await.map_err(anyhow::Error::from).flatten();
+    let to = found.unwrap_or_else(|error| {
+        METER.error("kafka");
+        tracing::warn!(%source, error = %format!("{error:#}"), "the partition could not be probed");
+        None
+    });
+    thread.tell(Command::Probed { source, from, to });
 }
 
 /// Hands an open to the queue, which may be between two lives.

@@ -12,11 +12,14 @@
 //! | beyond it | has not moved for less than [`QUIET`] | nothing |
 //! | beyond it | has not moved for longer | probe |
 //!
+//! A partition is probed as well when the first record after a seek lies behind the position again
+//! and again: a hole is never believed on the word of a consumer that was just moved about.
+//!
 //! | the probe finds, from the position on | answer |
 //! |---|---|
-//! | a record before the end that the broker told first | nothing: it will come |
-//! | the end of the partition, or a record behind that end | everything before that end is passed |
-//! | nothing in time | nothing |
+//! | a record | everything before it is passed |
+//! | the end of the partition | everything before the end that the broker told first is passed |
+//! | nothing in time | not known |
 
 use crate::{
     config::KafkaConfig,
@@ -77,8 +80,8 @@ impl Passing {
     }
 }
 
-/// Probes a partition from `from` on: up to where there is certainly no record, when that is beyond
-/// `from`. Blocks on the broker.
+/// Probes a partition from `from` on: up to where there is certainly no record, which may be `from`
+/// itself; `None` when that is not known. Blocks on the broker.
 ///
 /// # Errors
 /// librdkafka's word.
@@ -96,7 +99,7 @@ pub fn probe(
     // The end first: whatever is written while the probe reads lies behind it.
     let (_, end) = watermarks(&consumer, topic, partition)?;
     if end <= from {
-        return Ok(None);
+        return Ok(Some(from));
     }
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition_offset(topic, partition, Offset::Offset(from))?;
@@ -104,7 +107,7 @@ pub fn probe(
     let until = Instant::now() + PROBE_TIMEOUT;
     while Instant::now() < until {
         match consumer.poll(BROKER_TIMEOUT.min(PROBE_TIMEOUT)) {
-            Some(Ok(message)) => return Ok((message.offset() >= end).then_some(end)),
+            Some(Ok(message)) => return Ok(Some(message.offset())),
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Some(end)),
             Some(Err(error)) => return Err(error),
             None => {}

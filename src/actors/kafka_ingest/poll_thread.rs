@@ -23,14 +23,14 @@ use tokio::sync::{Semaphore, mpsc};
 pub enum Command {
     /// The store's answer to an open.
     Opened(SourceOpened),
-    /// A probe found no record of a source in `[from, to)`.
-    Passed {
+    /// What a probe found.
+    Probed {
         /// The source.
         source: SourceName,
         /// Where its lane was.
         from: Position,
-        /// Where it may go.
-        to: Position,
+        /// There is no record in `[from, to)`; `None`: that is not known.
+        to: Option<Position>,
     },
     /// An operator has decided on a source: ask the store again for all that are halted.
     AskAgain,

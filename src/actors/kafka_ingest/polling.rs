@@ -10,7 +10,7 @@ use super::{
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
 use crate::{
-    kafka::EVENT_ID_HEADER,
+    kafka::{self, EVENT_ID_HEADER},
     messages::{Record, SourceBatch, SourceOpened},
     protocol::{
         source::{OpenReply, SourceName, Token},
@@ -26,7 +26,7 @@ use rdkafka::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -40,8 +40,10 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(5);
 const CHUNK_ROWS: usize = 8_192;
 /// Offsets are committed at most so often.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// The configured brokers are tried again when none was connected for so long.
+const SECONDS_WITHOUT_BROKER: u32 = 3;
 /// How long librdkafka may take to accept a seek; one that it refuses is tried again.
-const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Polling {
     pub(super) parts: PollThreadParts,
@@ -148,6 +150,16 @@ impl Polling {
         if self.last_commit.elapsed() >= COMMIT_EVERY {
             self.commit(CommitMode::Async);
             self.publish();
+            self.remember_brokers();
+        }
+    }
+
+    fn remember_brokers(&self) {
+        let without = &self.consumer.context().without_broker;
+        if without.load(Ordering::Relaxed) >= SECONDS_WITHOUT_BROKER {
+            without.store(0, Ordering::Relaxed);
+            let brokers = &self.parts.config.kafka.brokers;
+            kafka::remember_brokers(self.consumer.client().native_client(), brokers);
         }
     }
 
@@ -196,6 +208,7 @@ impl Polling {
                 }
             }
             Taken::Stale => {}
+            Taken::Doubt(_) => self.doubt(i),
             Taken::Reseek(position) => {
                 let lane = &self.lanes[i];
                 let sought = self.consumer.seek(
@@ -291,7 +304,7 @@ impl Polling {
     }
 
     /// Throws away what was read since the store's position and reads it again.
-    fn reopen(&mut self, i: usize) {
+    pub(super) fn reopen(&mut self, i: usize) {
         let lane = &self.lanes[i];
         if let Err(error) = self.consumer.pause(&one(&lane.topic, lane.partition)) {
             tracing::warn!(%error, source = %lane.source, "pause refused");
@@ -314,7 +327,7 @@ impl Polling {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Opened(opened) => self.opened(opened),
-                Command::Passed { source, from, to } => self.passed(&source, from, to),
+                Command::Probed { source, from, to } => self.probed(&source, from, to),
                 Command::AskAgain => {
                     for i in 0..self.lanes.len() {
                         if matches!(self.lanes[i].state, LaneState::Halted { .. }) {
@@ -421,7 +434,7 @@ impl Lane {
     }
 }
 
-fn one(topic: &str, partition: i32) -> TopicPartitionList {
+pub(super) fn one(topic: &str, partition: i32) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(topic, partition);
     list

@@ -1,12 +1,21 @@
 //! What the tests stand on: a broker, benches with folders and topics of their own, node processes.
 
 mod bench;
+pub mod judge;
 mod kafka;
 mod node;
+mod process;
+mod redis;
+mod samples;
+mod slots;
 
 pub use bench::{Bench, expected};
-pub use kafka::{Sent, broker, left_out, produce};
+pub use kafka::{Broker, Sent, admin, broker, left_out, produce, produce_with};
 pub use node::{NodeProcess, millstream, run_json};
+pub use process::resident_bytes;
+pub use redis::RedisServer;
+pub use samples::{CommittedOffsets, Watch};
+pub use slots::Slot;
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,12 +1,20 @@
 //! Node processes and commands.
 
-use super::{Bench, wait_for};
+use super::{
+    Bench,
+    process::{Frozen, signal},
+    wait_for,
+};
+use arrow::{array::AsArray, datatypes::Int64Type, ipc::reader::StreamReader};
 use serde_json::Value;
 use std::{
+    collections::HashMap,
     fs::File,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
 };
 
 /// The program.
@@ -38,36 +46,77 @@ pub struct NodeProcess {
 impl NodeProcess {
     /// Starts it and waits until it has told its addresses.
     pub fn start(bench: &Bench, roles: &str) -> Self {
-        let log = bench.dir.path().join(format!("{}.log", uuid::Uuid::now_v7()));
-        let file = File::create(&log).unwrap();
-        let mut child = millstream()
-            .args([
-                "run",
-                "--roles",
-                roles,
-                "--http",
-                "127.0.0.1:0",
-                "--grpc",
-                "127.0.0.1:0",
-                "--config",
-            ])
-            .arg(bench.config_file())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
+        let mut node = Self::spawned(bench, roles, "");
+        node.learn_addresses();
+        node
+    }
+
+    /// Waits until it has told where it answers.
+    pub fn learn_addresses(&mut self) {
         let told = |prefix: &str, log: &str| -> Option<SocketAddr> {
             let line = log.lines().find_map(|l| l.trim().strip_prefix(prefix))?;
             line.trim().trim_start_matches("http://").trim_end_matches('/').parse().ok()
         };
-        let (http, grpc) = wait_for("the node's addresses", || {
-            let text = std::fs::read_to_string(&log).unwrap();
-            if let Some(status) = child.try_wait().unwrap() {
+        (self.http, self.grpc) = wait_for("the node's addresses", || {
+            let text = self.log();
+            if let Some(status) = self.ended() {
                 panic!("the node ended ({status}):\n{text}");
             }
             told("page", &text).zip(told("gRPC", &text))
         });
-        Self { child, http, grpc, log }
+    }
+
+    /// Starts one that may die before it tells its addresses.
+    pub fn spawned(bench: &Bench, roles: &str, failpoints: &str) -> Self {
+        let (child, log) = spawn(bench, roles, failpoints);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { child, http: nowhere, grpc: nowhere, log }
+    }
+
+    /// Waits for its end, which must be SIGKILL.
+    pub fn ends_killed(mut self) {
+        let log = self.log.clone();
+        let status = self.end();
+        let log = std::fs::read_to_string(log).unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}\n{log}");
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait_for("the node's end", || child.try_wait().unwrap())
+    }
+
+    /// Its status, unless it has not ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// SIGSTOP, until the guard is dropped. Its children go on.
+    pub fn freeze(&self) -> Frozen {
+        Frozen::new(self.pid())
+    }
+
+    /// The sum of a metric's series that hold all these labels.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        sum_of(&self.get("/metrics").1, name, labels)
+    }
+
+    /// The same of a node that may have ended.
+    pub fn metric_if_up(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        self.try_get("/metrics").ok().map(|(_, text)| sum_of(&text, name, labels))
+    }
+
+    /// DuckDB's positions by source name.
+    pub fn positions(&self) -> HashMap<String, i64> {
+        wait_for("the store's positions", || positions_at(self.http))
+    }
+
+    /// Its partitions that are in this state.
+    pub fn partitions(&self, state: &str) -> Vec<String> {
+        let status = self.status();
+        let all = status["partitions"].as_object().unwrap();
+        all.iter().filter(|(_, p)| p["state"] == state).map(|(name, _)| name.clone()).collect()
     }
 
     /// Its process id.
@@ -82,11 +131,15 @@ impl NodeProcess {
 
     /// GETs a path: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
+        self.try_get(path).unwrap_or_else(|e| panic!("{e}; the node's log:\n{}", self.log()))
+    }
+
+    fn try_get(&self, path: &str) -> reqwest::Result<(u16, String)> {
         let url = format!("http://{}{path}", self.http);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let answer = reqwest::get(url).await.unwrap();
-            (answer.status().as_u16(), answer.text().await.unwrap())
+            let answer = reqwest::get(url).await?;
+            Ok((answer.status().as_u16(), answer.text().await?))
         })
     }
 
@@ -116,6 +169,11 @@ impl NodeProcess {
                 )
             });
         assert_eq!(report["ok"], true, "{report:#}\n{}", self.log());
+        // Online values are written first, but in quiet nothing may be ahead.
+        let online = report["checks"].as_array().unwrap().iter();
+        let online = online.filter(|c| c["id"] == "online_equals_newest").collect::<Vec<_>>();
+        let says = online[0]["detail"].as_str().unwrap();
+        assert!(says.contains("(0 are ahead"), "{report:#}\n{}", self.log());
         report
     }
 
@@ -127,15 +185,22 @@ impl NodeProcess {
     /// SIGKILL. Its workers see the end of their sockets; its Redis is told to end and does so in
     /// order.
     pub fn kill(mut self) {
-        self.signal(libc::SIGKILL);
+        signal(self.pid(), libc::SIGKILL);
         self.child.wait().unwrap();
+    }
+
+    /// SIGTERM.
+    pub fn ask_to_stop(&self) {
+        signal(self.pid(), libc::SIGTERM);
     }
 
     /// SIGTERM, then its exit status.
     pub fn stop(mut self) -> ExitStatus {
-        self.signal(libc::SIGTERM);
-        let child = &mut self.child;
-        wait_for("the node's ordered stop", || child.try_wait().unwrap())
+        // One that was asked before may be gone.
+        if self.ended().is_none() {
+            self.ask_to_stop();
+        }
+        self.end()
     }
 
     /// SIGTERM; it must end well.
@@ -144,18 +209,57 @@ impl NodeProcess {
         let status = self.stop();
         assert!(status.success(), "{status}\n{}", std::fs::read_to_string(log).unwrap());
     }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: our own child, which is not reaped yet.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
-    }
 }
 
 impl Drop for NodeProcess {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            self.signal(libc::SIGKILL);
+            signal(self.pid(), libc::SIGKILL);
             let _ = self.child.wait();
         }
     }
+}
+
+fn sum_of(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let of = |line: &&str| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
+    };
+    text.lines().filter(of).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn spawn(bench: &Bench, roles: &str, failpoints: &str) -> (Child, PathBuf) {
+    let log = bench.dir.path().join(format!("{}.log", uuid::Uuid::now_v7()));
+    let file = File::create(&log).unwrap();
+    let child = millstream()
+        .args(["run", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--roles", roles])
+        .arg("--config")
+        .arg(bench.config_file())
+        .env("FAILPOINTS", failpoints)
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .spawn()
+        .unwrap();
+    (child, log)
+}
+
+/// DuckDB's positions by source name, asked from a node that may not be there.
+pub fn positions_at(node: SocketAddr) -> Option<HashMap<String, i64>> {
+    let body = r#"{"sql":"SELECT source, next_pos FROM sources"}"#;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bytes = runtime.block_on(async {
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
+        let request = client.post(format!("http://{node}/api/query"));
+        let answer = request.header("content-type", "application/json").body(body).send().await;
+        answer.ok()?.error_for_status().ok()?.bytes().await.ok()
+    })?;
+    let mut positions = HashMap::new();
+    for batch in StreamReader::try_new(bytes.as_ref(), None).unwrap() {
+        let batch = batch.unwrap();
+        let (names, next) = (batch.column(0), batch.column(1).as_primitive::<Int64Type>());
+        let names = names.as_string::<i32>();
+        positions.extend((0..batch.num_rows()).map(|i| (names.value(i).to_owned(), next.value(i))));
+    }
+    Some(positions)
 }

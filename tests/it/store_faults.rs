@@ -1,0 +1,347 @@
+//! The store stops, dies, meets another, has no room, is damaged: nothing is answered that is not
+//! durable, and nothing is silently wrong.
+
+use crate::support::{
+    Bench, NodeProcess, Sent, Watch, broker, expected, judge::dead_letters_complete, left_out,
+    millstream, produce, resident_bytes, wait_for,
+};
+use millstream::store::schema;
+use serde_json::json;
+use std::{
+    fs::File,
+    io::Write,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+/// Starts a further store that must be refused; its exit code and what it says.
+fn refused(bench: &Bench, roles: &str) -> (Option<i32>, String) {
+    let mut command = millstream();
+    command.args(["run", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--roles", roles]);
+    let Output { status, stderr, .. } =
+        command.arg("--config").arg(bench.config_file()).output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+#[test]
+fn a_second_store_on_one_file_is_refused_and_told_who_has_it() {
+    let bench = Bench::new("");
+    let node = bench.node("process,store");
+    wait_for("the first store", || bench.database().exists().then_some(()));
+    let mut other = bench.other_reader();
+    other.config.node.data_dir.clone_from(&bench.config.node.data_dir);
+    // A Redis of its own, so that the database is what they meet at.
+    let _redis = other.redis();
+    let (code, stderr) = refused(&other, "process,store");
+    assert_eq!(code, Some(4), "{stderr}");
+    assert!(stderr.contains(&format!("pid {}", node.pid())), "{stderr}");
+    node.stop_well();
+}
+
+#[test]
+fn a_second_store_with_another_file_on_one_namespace_is_refused() {
+    let mut bench = Bench::new("");
+    let _redis = bench.redis();
+    let node = bench.node("process,store");
+    wait_for("the first store", || (node.get("/readyz").0 == 200).then_some(()));
+    let mut other = bench.other_reader();
+    other.config.redis.url.clone_from(&bench.config.redis.url);
+    other.config.node.namespace.clone_from(&bench.config.node.namespace);
+    // One that is let in would run on and on.
+    let mut second = NodeProcess::spawned(&other, "store", "");
+    let ended = wait_for("the second store to be let in or refused", || {
+        let ended = second.ended();
+        (ended.is_some() || second.log().contains("ready")).then_some(ended)
+    });
+    let log = second.log();
+    let status = ended.unwrap_or_else(|| panic!("it was let in:\n{log}"));
+    assert!(!status.success(), "{log}");
+    assert!(log.contains(&bench.config.node.namespace), "it says what is taken: {log}");
+    node.stop_well();
+}
+
+/// A store and a process node under load, with little in flight.
+fn two_nodes(brokers: &str) -> Bench {
+    let mut bench = Bench::new(brokers);
+    bench.config.generator.rate = 5_000.0;
+    bench.config.batch.max_rows = 500;
+    bench.short_sessions();
+    bench
+}
+
+#[test]
+fn a_store_stopped_for_15_s_pauses_partitions_without_a_rebalance_and_memory_stays_flat() {
+    let Some(brokers) = broker("store_faults: stopped store") else { return };
+    let mut bench = two_nodes(&brokers);
+    bench.config.batch.max_bytes = 256 << 10;
+    bench.config.kafka.max_inflight_bytes = 2 << 20;
+    // Three times over within the stop: only polling that goes on keeps the partitions.
+    bench.config.kafka.options.insert("max.poll.interval.ms".into(), "5000".into());
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let (store, process) = (bench.node("store"), bench.node("process"));
+    wait_for("load", || (store.committed_events() > 10_000).then_some(()));
+    let read = || {
+        let status = process.status();
+        let partitions = status["partitions"].as_object().unwrap();
+        assert_eq!(partitions.len(), 8, "{status:#}");
+        partitions.values().map(|p| p["position"].as_i64().unwrap_or(0)).sum::<i64>()
+    };
+    let rebalances = || process.metric("millstream_kafka_rebalances_total", &[]);
+    let before = rebalances();
+
+    let stopped_at = Instant::now();
+    let frozen = store.freeze();
+    let mut last = read();
+    wait_for("the partitions to pause", || {
+        let now = read();
+        (std::mem::replace(&mut last, now) == now).then_some(())
+    });
+    let paused_at = tasks.tally().acknowledged();
+    let (full, held) = (read(), resident_bytes(process.pid()));
+    let mut most = held;
+    while stopped_at.elapsed() < Duration::from_secs(15) {
+        most = most.max(resident_bytes(process.pid()));
+        assert_eq!(read(), full, "nothing is read while nothing can be stored");
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    let missed = tasks.tally().acknowledged() - paused_at;
+    frozen.thaw();
+    assert!(missed > 40_000, "there was load to be held back: {missed}");
+    assert!(most < held + (16 << 20), "memory grew from {held} to {most} bytes");
+    assert_eq!(rebalances().to_bits(), before.to_bits(), "no partition moved");
+    tasks.stop();
+    process.verify();
+    process.stop_well();
+    store.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+#[test]
+fn a_store_killed_idle_in_a_transaction_and_after_its_commit_loses_nothing() {
+    let Some(brokers) = broker("store_faults: killed store") else { return };
+    let mut bench = two_nodes(&brokers);
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let watch = Watch::start(&bench);
+    let armed =
+        |point: &str| NodeProcess::spawned(&bench, "store", &format!("{point}=6*off->return"));
+    let store = armed("g_in_transaction");
+    let process = bench.node("process");
+    watch.ask(&process);
+    store.ends_killed();
+    watch.look_at_closed(&bench);
+    armed("g_committed").ends_killed();
+    watch.look_at_closed(&bench);
+    let store = bench.node("store");
+    tasks.stop();
+    process.verify();
+    // Now it is idle.
+    store.kill();
+    watch.look_at_closed(&bench);
+    let store = bench.node("store");
+    process.verify();
+    let duplicates = store.metric("millstream_ledger_rejects_total", &["duplicate"]);
+    assert!(duplicates < 1.0, "an idle store left nothing to be sent again");
+    watch.end();
+    process.stop_well();
+    store.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+/// A file system of its own, in memory and small. Unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where mounting is not permitted, which is said.
+    fn mount(test: &str, mebibytes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={mebibytes}m");
+        let mut mount = Command::new("mount");
+        let done = mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output();
+        if done.is_ok_and(|d| d.status.success()) {
+            return Some(Self(dir));
+        }
+        left_out(test, "mounting a small tmpfs is not permitted here");
+        None
+    }
+
+    /// Writes a file that takes all the room that is left; deleting it frees it.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("ballast");
+        let mut file = File::options().create(true).append(true).open(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What is still open goes away with its process.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_on_from() {
+    let test = "store_faults: full disk";
+    let Some(brokers) = broker(test) else { return };
+    let Some(disk) = SmallDisk::mount(test, 48) else { return };
+    let mut bench = two_nodes(&brokers);
+    bench.config.node.data_dir = disk.0.path().join("data");
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let watch = Watch::start(&bench);
+    let (mut store, process) = (bench.node("store"), bench.node("process"));
+    watch.ask(&process);
+    wait_for("load", || (store.committed_events() > 10_000).then_some(()));
+    let ballast = disk.fill();
+    let errors = "millstream_stage_errors_total";
+    wait_for("a write to fail", || {
+        disk.fill();
+        let failed = store.metric_if_up(errors, &["duckdb_writer"]).is_some_and(|n| n >= 1.0);
+        (failed || store.ended().is_some()).then_some(())
+    });
+    // A store that cannot open its file again ends, and whoever runs it starts it again.
+    let lives = store.ended().is_none();
+    let full = if lives { process.positions() } else { bench.positions() };
+    let missed = tasks.tally().acknowledged();
+    wait_for("more to come in", || (tasks.tally().acknowledged() > missed + 10_000).then_some(()));
+    if lives {
+        assert_eq!(process.positions(), full, "nothing can have been stored");
+    }
+    std::fs::remove_file(ballast).unwrap();
+    eprintln!("the store {}", if lives { "goes on" } else { "ended and is started again" });
+    if !lives {
+        store = bench.node("store");
+    }
+    wait_for("the store to go on", || {
+        let now = process.positions();
+        full.iter().all(|(source, next)| now[source] > *next).then_some(())
+    });
+    tasks.stop();
+    process.verify();
+    watch.end();
+    process.stop_well();
+    store.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+#[test]
+fn rows_that_duckdb_refuses_become_dead_letters_and_the_rest_of_their_batch_lands() {
+    let Some(brokers) = broker("store_faults: refused rows") else { return };
+    let bench = Bench::new(&brokers);
+    bench.create_topics();
+    std::fs::create_dir_all(&bench.config.node.data_dir).unwrap();
+    let with_check = schema::DDL
+        .replace("    value           DOUBLE,", "    value           DOUBLE CHECK (value <> 666),");
+    assert_ne!(with_check, schema::DDL);
+    bench.closed_store().execute_batch(&with_check).unwrap();
+    let event = |i: usize, value: usize| {
+        Sent {
+        payload: Some(
+            format!(
+                r#"{{"entity_id":"e{i}","feature_name":"f","value":{value},"validated_at":"2024-05-01T10:00:00Z"}}"#
+            )
+            .into(),
+        ),
+        id: Some(uuid::Uuid::from_u128(i as u128 + 1)),
+        partition: Some((i % 2).cast_signed() as i32),
+        key: None,
+    }
+    };
+    // One bad row alone, three in a row, and the last of all.
+    let bad = [0, 500, 501, 502, 1_999];
+    let events: Vec<Sent> =
+        (0..2_000).map(|i| event(i, if bad.contains(&i) { 666 } else { i + 1_000 })).collect();
+    produce(&brokers, bench.topic("features"), &events);
+    let node = bench.node("process,store");
+    node.verify();
+    let letters = node.query(
+        "SELECT entity_id, stage, reason, detail, event_id::VARCHAR AS id FROM dead_letters ORDER BY event_id",
+    );
+    let letters = letters.as_array().unwrap();
+    assert_eq!(letters.len(), bad.len(), "{letters:#?}");
+    for (letter, i) in letters.iter().zip(bad) {
+        assert_eq!(letter["stage"], "store", "{letter}");
+        assert_eq!(letter["id"], uuid::Uuid::from_u128(i as u128 + 1).to_string(), "{letter}");
+        assert!(letter["detail"].as_str().unwrap().contains("CHECK"), "{letter}");
+    }
+    let rows =
+        node.query("SELECT count(*) AS n, count(DISTINCT entity_id) AS e FROM features_table");
+    assert_eq!((&rows[0]["n"], &rows[0]["e"]), (&json!(1_995), &json!(1_995)));
+    assert!(node.partitions("halted").is_empty());
+    // Behind the refused ones it goes on.
+    produce(&brokers, bench.topic("features"), &[event(9_000, 1)]);
+    node.verify();
+    let store = |sql: &str| node.query(sql)[0]["n"].as_i64().unwrap();
+    assert_eq!(store("SELECT count(*) AS n FROM features_table WHERE entity_id = 'e9000'"), 1);
+    node.stop_well();
+    let whole = dead_letters_complete(&bench.closed_store());
+    assert!(whole.ok, "{whole:?}");
+}
+
+/// Something done to the log of a store that was killed.
+type Damage = fn(&mut Vec<u8>);
+
+#[test]
+fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
+    let Some(brokers) = broker("store_faults: damaged log") else { return };
+    let mut bench = two_nodes(&brokers);
+    bench.config.generator.rate = 0.0;
+    let redis = bench.redis();
+    let tasks = bench.generate();
+    wait_for("events", || (tasks.tally().acknowledged() > 20_000).then_some(()));
+    tasks.stop();
+    let expected = expected(&tasks);
+    let node = bench.node("process,store");
+    node.verify();
+    node.kill();
+    redis.forget_leases(&bench.config.node.namespace);
+    let (database, log) = (bench.database(), bench.database().with_extension("duckdb.wal"));
+    let (sound, sound_log) = (std::fs::read(&database).unwrap(), std::fs::read(&log).unwrap());
+    assert!(sound_log.len() > 100_000, "the log holds all that was stored: {}", sound_log.len());
+    /// Bits of the byte at so many hundredths of the way.
+    fn flip(log: &mut [u8], hundredths: usize) {
+        let at = (log.len() - 1) * hundredths / 100;
+        log[at] ^= 0x55;
+    }
+    let damages: [(&str, Damage); 7] = [
+        ("its first bytes", |log| log[2] ^= 0x55),
+        ("a quarter in", |log| flip(log, 25)),
+        ("the middle", |log| flip(log, 50)),
+        ("near its end", |log| flip(log, 99)),
+        ("cut in the middle", |log| log.truncate(log.len() / 2)),
+        ("its last byte is missing", |log| log.truncate(log.len() - 1)),
+        ("a page of zeros", |log| {
+            let middle = log.len() / 2;
+            log[middle..middle + 4096].fill(0);
+        }),
+    ];
+    for (damage, do_it) in damages {
+        let mut hurt = sound_log.clone();
+        do_it(&mut hurt);
+        std::fs::write(&database, &sound).unwrap();
+        std::fs::write(&log, hurt).unwrap();
+        let mut node = NodeProcess::spawned(&bench, "process,store", "");
+        let refused = wait_for("it to open or to be refused", || {
+            let ended = node.ended();
+            (ended.is_some() || node.log().contains("ready")).then_some(ended)
+        });
+        eprintln!("{damage}: {}", if refused.is_some() { "refused" } else { "opened" });
+        if let Some(status) = refused {
+            let says = node.log();
+            assert_eq!(status.signal(), None, "{damage}: {says}");
+            assert!(!status.success(), "{damage}: {says}");
+            assert!(says.contains("cannot open the database"), "{damage}: {says}");
+        } else {
+            // What the log lost is read again from Kafka, though the group had committed it.
+            node.learn_addresses();
+            node.verify();
+            node.stop_well();
+            bench.judge_well(&expected);
+        }
+    }
+}
