@@ -2,7 +2,8 @@
 //! readable reason; never a silent reset.
 
 use crate::support::{
-    Bench, Broker, NodeProcess, Sent, admin, broker, expected, produce, produce_with, wait_for,
+    Bench, Broker, NodeProcess, Sent, admin, broker, expected, millstream, produce, produce_with,
+    wait_for,
 };
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -133,6 +134,19 @@ fn a_topic_deleted_and_made_again_halts_its_source_readably_and_others_go_on() {
     produce(&brokers, bench.topic("clicks"), &[click]);
     wait_for("the other topic to go on", || (landed(&node, "7") > 0).then_some(()));
     assert_eq!((landed(&node, "old"), landed(&node, "new")), (100, 0));
+
+    // Until an operator takes it as a new log. Only the partitions that halted have to be adopted.
+    assert!(reason.contains("sources adopt"), "it says what to do: {reason}");
+    for source in node.partitions("halted") {
+        let http = node.http.to_string();
+        let mut adopt = millstream();
+        adopt.args(["sources", "adopt", &source, "--at", "earliest", "--http", &http]);
+        let output = adopt.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    node.verify();
+    assert_eq!((landed(&node, "old"), landed(&node, "new")), (100, 200));
+    assert!(node.partitions("halted").is_empty());
     node.stop_well();
 }
 
@@ -154,7 +168,7 @@ fn a_source_whose_retention_has_passed_halts_readably_and_others_go_on() {
     let node = bench.node("process,store");
     let reason = halted(&node, &source(&bench, "features", 0));
     assert!(reason.contains("retention has passed position 100"), "{reason}");
-    assert!(reason.contains("50 records are gone"), "{reason}");
+    assert!(reason.contains("50 positions are gone"), "{reason}");
     wait_for("the others to go on", || (landed(&node, "kept") == 100).then_some(()));
     assert_eq!(landed(&node, "gone"), 0, "never a silent reset");
     node.stop_well();

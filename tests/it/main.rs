@@ -21,6 +21,7 @@ mod redis_faults;
 mod serving;
 mod simulator;
 mod store_faults;
+mod store_recovery;
 mod supervision;
 mod support;
 mod telemetry;

@@ -319,6 +319,8 @@ mod tests {
                 cut(&mut r);
             }
             if let Taken::Reseek(_) = take(&mut r, position) {
+                // The hole is the log's own.
+                r.first = First::Settled;
                 assert_eq!(take(&mut r, position), Taken::Kept);
             }
         }

@@ -135,7 +135,9 @@ impl Bench {
             }
         }
         let store = duckdb::Connection::open(copy.path().join(file.file_name().unwrap())).unwrap();
-        let mut statement = store.prepare("SELECT source, next_pos FROM sources").unwrap();
+        let mut statement = store
+            .prepare("SELECT source, next_pos FROM sources WHERE source LIKE 'kafka:%'")
+            .unwrap();
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         rows.map(Result::unwrap).collect()
     }
