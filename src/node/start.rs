@@ -18,7 +18,7 @@ use crate::{
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     online::marks,
-    queue::{self, Keys, RedisLink},
+    queue::{self, Keys, ReadingSlot, RedisLink},
     service,
     store::database::DatabaseOptions,
     supervision::{FatalSender, Link, Registry, RestartPolicy},
@@ -264,12 +264,12 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
         DuckDbWriter::new(adopted.clone())
     });
     let (of, at, to) = (config.clone(), redis.clone(), writer.clone());
-    let owed = redis_queue::Owed::default();
+    let (owed, reading) = (redis_queue::Owed::default(), ReadingSlot::default());
     registry.supervise("plain_writes", Link::default(), RestartPolicy::default(), move || {
-        PlainWrites::new(of.clone(), at.clone(), to.clone(), owed.clone())
+        PlainWrites::new(of.clone(), at.clone(), to.clone(), owed.clone(), reading.clone())
     });
     let (config, redis, adopted) = (config.clone(), redis.clone(), thread.clone());
-    let fatal = fatal.clone();
+    let (fatal, reading) = (fatal.clone(), ReadingSlot::default());
     registry.supervise("redis_queue_server", server, RestartPolicy::default(), move || {
         RedisQueueServer::new(
             config.clone(),
@@ -277,6 +277,7 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
             writer.clone(),
             adopted.clone(),
             fatal.clone(),
+            reading.clone(),
         )
     });
     Ok(thread)

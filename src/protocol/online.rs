@@ -19,10 +19,25 @@
 //! number of the token: of two equal versions the newer owner's wins. As the greatest version wins
 //! whatever the order, writes may be repeated and reordered at will.
 //!
+//! An admitted write also notes its promise. Parts of a source are written as they are done, not in
+//! order:
+//!
+//! | promise that is noted | the new one |
+//! |---|---|
+//! | none, or of another script version | is noted |
+//! | of the same version, up to the same position or less far | is noted |
+//! | of the same version, farther | is kept out: a promise never shrinks |
+//!
 //! `src/online/write_online.lua` is the same rule inside Redis; a test drives both with the same
 //! random writes and compares what is stored in the end.
 
-use super::version::PACKED_LEN;
+use super::{source::Promised, version::PACKED_LEN};
+
+/// Whether the promise that is noted stays when a new one comes, by the table of the module.
+#[must_use]
+pub fn promise_stays(noted: &Promised, new: &Promised) -> bool {
+    noted.script_sha256 == new.script_sha256 && noted.to > new.to
+}
 
 /// What becomes of a write as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,10 @@ use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, RedisError, RedisResult,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
 };
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// How long one command may take before the connection counts as broken. The queue's entries are
 /// megabytes and its scripts touch hundreds of fields, so this is far from the usual.
@@ -76,4 +79,37 @@ pub async fn blocking_connection(
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(block + RESPONSE_TIMEOUT));
     link.client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// The connection on which the living instance of an actor waits for entries. It outlives the
+/// instance, so that the next one can end what is left of it: a read that is still waiting would
+/// take entries that nobody then works on.
+#[derive(Debug, Clone, Default)]
+pub struct ReadingSlot(Arc<Mutex<Option<i64>>>);
+
+impl ReadingSlot {
+    /// A connection for commands that block, after the one before it was ended.
+    ///
+    /// # Errors
+    /// When Redis does not answer now.
+    pub async fn connect(
+        &self,
+        link: &RedisLink,
+        block: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let mut connection = blocking_connection(link, block).await?;
+        let before = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = before {
+            // How many were ended: none, when it is gone already.
+            let _: i64 = redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("ID")
+                .arg(id)
+                .query_async(&mut connection)
+                .await?;
+        }
+        let id = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        Ok(connection)
+    }
 }

@@ -26,7 +26,7 @@ pub use codec::{
     Answer, decode_entry, decode_reply, encode_adopt, encode_open, encode_register, encode_reply,
     encode_write,
 };
-pub use connection::{RETRY, RedisLink, blocking_connection};
+pub use connection::{RETRY, ReadingSlot, RedisLink, blocking_connection};
 
 /// The consumer group of the `store` role on the queue and on the reads.
 pub const STORE_GROUP: &str = "store";

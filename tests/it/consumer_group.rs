@@ -12,7 +12,8 @@ fn bench_of_many(brokers: &str) -> Bench {
     let mut bench = Bench::new(brokers);
     bench.config.generator.rate = 5_000.0;
     bench.config.batch.max_rows = 250;
-    bench.config.python.max_workers = 4;
+    // Nodes do not share permits fairly: there must be enough for all that are alive at once.
+    bench.config.python.max_workers = 8;
     bench.short_sessions();
     bench
 }

@@ -36,14 +36,15 @@ fn books() -> Connection {
         .collect();
     store
         .execute_batch(&format!(
-            "INSERT INTO sources VALUES
+            "INSERT INTO sources (source_no, source, token, token_no, owner, next_pos, start_pos,
+                                  cluster_id, topic_id, updated_at) VALUES
                  (1, 'kafka:features/t/0', gen_random_uuid(), 1, 'o', 21, 0, NULL, NULL, now());
              INSERT INTO ingest_ledger VALUES
                  (1, 1, 1, 0, 10, 10, 10, 0, 0, 10, 'x', 'h', 'n', now()),
                  (2, 1, 1, 10, 21, 11, 10, 1, 0, 10, 'x', 'h', 'n', now());
              INSERT INTO features_table VALUES {};
              INSERT INTO dead_letters VALUES (2, 1, 20, NULL, NULL, 'decode', 'invalid_json', '',
-                 'x'::BLOB, 1, sha256('x'::BLOB), 'h', now());",
+                 'x'::BLOB, 1, sha256('x'::BLOB), 'h', now(), now());",
             rows.join(", ")
         ))
         .unwrap();

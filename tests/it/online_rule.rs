@@ -6,7 +6,7 @@ use millstream::{
     messages::OnlineValue,
     online::{self, OnlineOutcome, Promise, format_field},
     protocol::{
-        online::{Admission, OnlineRule, stored_version, wins},
+        online::{Admission, OnlineRule, promise_stays, stored_version, wins},
         source::{SourceName, Token},
         version::Version,
     },
@@ -51,7 +51,11 @@ impl Model {
         let promise =
             serde_json::json!({ "to": promise.to, "script_sha256": promise.script_sha256 });
         let promised = self.hashes.entry(key("promised")).or_default();
-        promised.insert(source.0.to_string(), promise.to_string());
+        let noted = promised.get(source.0.as_ref()).map(|p| serde_json::from_str(p).unwrap());
+        let new = serde_json::from_value(promise.clone()).unwrap();
+        if !noted.is_some_and(|noted| promise_stays(&noted, &new)) {
+            promised.insert(source.0.to_string(), promise.to_string());
+        }
         for value in values {
             let packed = value.version.pack(token.number);
             let field = format_field(value.value, &value.version, token.number);
@@ -133,7 +137,10 @@ async fn compare(connection: &mut ConnectionManager, seed: u64) -> BTreeMap<&'st
             }
             _ => {
                 let generation = GENERATIONS[random.random_range(0..GENERATIONS.len())];
-                let promise = Promise { to: random.random_range(0..9), script_sha256: "h" };
+                let promise = Promise {
+                    to: random.random_range(0..9),
+                    script_sha256: ["h", "i"][random.random_range(0..2)],
+                };
                 let values = random_values(&mut random);
                 let outcome =
                     online::write(connection, &keys, generation, source, token, &promise, &values)

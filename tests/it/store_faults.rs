@@ -236,7 +236,8 @@ fn a_full_disk_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_on_from
 #[test]
 fn rows_that_duckdb_refuses_become_dead_letters_and_the_rest_of_their_batch_lands() {
     let Some(brokers) = broker("store_faults: refused rows") else { return };
-    let bench = Bench::new(&brokers);
+    let mut bench = Bench::new(&brokers);
+    let redis = bench.redis();
     bench.create_topics();
     std::fs::create_dir_all(&bench.config.node.data_dir).unwrap();
     let with_check = schema::DDL
@@ -277,6 +278,12 @@ fn rows_that_duckdb_refuses_become_dead_letters_and_the_rest_of_their_batch_land
         node.query("SELECT count(*) AS n, count(DISTINCT entity_id) AS e FROM features_table");
     assert_eq!((&rows[0]["n"], &rows[0]["e"]), (&json!(1_995), &json!(1_995)));
     assert!(node.partitions("halted").is_empty());
+    // Critical features go online first: those of refused rows were taken back.
+    let fields = |entity: &str| -> i64 {
+        let key = format!("{}:entity:{entity}", bench.config.node.namespace);
+        redis::cmd("HLEN").arg(key).query(&mut redis.connection()).unwrap()
+    };
+    assert_eq!((fields("e0"), fields("e501"), fields("e1")), (0, 0, 1));
     // Behind the refused ones it goes on.
     produce(&brokers, bench.topic("features"), &[event(9_000, 1)]);
     node.verify();

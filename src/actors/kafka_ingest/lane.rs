@@ -19,7 +19,7 @@ use std::{
 
 /// An open that is not answered is asked again after so long, and then after twice as long each
 /// time: a store that is slow must not find ever more of them on its queue.
-pub const REOPEN_AFTER: Duration = Duration::from_millis(400);
+pub const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest of these waits.
 pub const REOPEN_AFTER_AT_MOST: Duration = Duration::from_secs(10);

@@ -36,12 +36,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
 const METER: StageMeter = StageMeter::new("kafka_ingest");
 
+/// A topic's partitions are counted again after so long.
+const COUNT_AGAIN: Duration = Duration::from_secs(10);
 /// How often an open is offered to a RedisQueue that is between two lives.
 const HAND_OVER_TRIES: u32 = 200;
 /// The pause between two offers.
@@ -66,6 +68,8 @@ struct Asker {
     /// Set for an embedded broker, which has no lasting identity of its own.
     ephemeral_cluster: Option<String>,
     cluster_id: Mutex<Option<String>>,
+    /// Partitions of each topic, and when they were counted.
+    counted: Mutex<HashMap<String, (i32, Instant)>>,
     /// Partitions that came later, with the ends of the older ones that they wait for.
     discovered: Mutex<HashMap<SourceName, Vec<(SourceName, Option<Position>)>>>,
 }
@@ -88,6 +92,7 @@ impl KafkaIngest {
             owner,
             ephemeral_cluster,
             cluster_id: Mutex::new(None),
+            counted: Mutex::default(),
             discovered: Mutex::default(),
         };
         Self { thread, wanted, queue, asker: Arc::new(asker) }
@@ -120,8 +125,7 @@ impl Asker {
             StartAt::Latest => high,
         };
         let ends = self.ends(&consumer, &source)?;
-        let metadata = consumer.fetch_metadata(Some(topic), kafka::BROKER_TIMEOUT)?;
-        let partitions = metadata.topics().first().map(|t| t.partitions().len());
+        let partitions = self.partitions(&consumer, topic)?;
         Ok(OpenRequest {
             source,
             owner: self.owner.clone(),
@@ -130,9 +134,30 @@ impl Asker {
             low,
             high,
             ephemeral: self.ephemeral_cluster.is_some(),
-            partitions: partitions.and_then(|n| i32::try_from(n).ok()),
+            partitions,
             ends,
         })
+    }
+
+    /// Partitions of a topic. A number that is a little old is good enough: a partition beyond it is
+    /// taken for one that came later, and then waits for the others.
+    fn partitions(
+        &self,
+        consumer: &BaseConsumer<IngestContext>,
+        topic: &str,
+    ) -> anyhow::Result<Option<i32>> {
+        let counted = || self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((n, at)) = counted().get(topic)
+            && at.elapsed() < COUNT_AGAIN
+        {
+            return Ok(Some(*n));
+        }
+        let metadata = consumer.fetch_metadata(Some(topic), kafka::BROKER_TIMEOUT)?;
+        let n = metadata.topics().first().and_then(|t| i32::try_from(t.partitions().len()).ok());
+        if let Some(n) = n {
+            counted().insert(topic.to_owned(), (n, Instant::now()));
+        }
+        Ok(n)
     }
 
     /// The ends of older partitions that this one waits for, as they were when that was first known.

@@ -364,6 +364,9 @@ impl Polling {
                 self.consumer.context().handed_on(source.clone(), next_pos);
                 // In both directions: DuckDB may have been restored.
                 self.parts.acknowledged.set(&lane.topic, lane.partition, next_pos);
+                if let LaneState::Halted { .. } = lane.state {
+                    assign_anew(&self.consumer, &lane.topic, lane.partition);
+                }
                 lane.state = LaneState::Seeking(Opened { token, source_no, next_pos, promised });
             }
             OpenReply::Opened { .. } => {}
@@ -431,6 +434,20 @@ impl Lane {
             LaneState::Seeking(opened) => Some(opened.token),
             _ => None,
         }
+    }
+}
+
+/// A log that was halted may be another one by now: what librdkafka remembers of the old one — its
+/// ids and epochs, that it gave up fetching — must not count.
+fn assign_anew(consumer: &BaseConsumer<IngestContext>, topic: &str, partition: i32) {
+    let mut at_end = TopicPartitionList::with_capacity(1);
+    let done = at_end
+        .add_partition_offset(topic, partition, Offset::End)
+        .and_then(|()| consumer.incremental_unassign(&one(topic, partition)))
+        .and_then(|()| consumer.incremental_assign(&at_end))
+        .and_then(|()| consumer.pause(&at_end));
+    if let Err(error) = done {
+        tracing::warn!(%error, topic, partition, "the partition was not assigned anew");
     }
 }
 

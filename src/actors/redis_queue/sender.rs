@@ -315,7 +315,10 @@ impl Actor for RedisQueue {
     fn started(&mut self, ctx: &mut Self::Context) {
         let (to_queue, entries) = mpsc::unbounded_channel();
         self.to_queue = Some(to_queue);
-        let replies = self.keys.replies(&self.parts.node_id);
+        // A list of its own: an earlier instance may still be waiting at the last one, and would take
+        // an answer that is meant for this.
+        let instance = self.last_round >> 32;
+        let replies = self.keys.replies(&format!("{}:{instance:x}", self.parts.node_id));
         let redis = &self.parts.redis;
         let putting =
             put_on_queue(redis.clone(), self.keys.queue(), replies.clone(), entries, ctx.address());

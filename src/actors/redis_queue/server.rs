@@ -5,7 +5,7 @@ use crate::{
     actors::{DuckDbWriter, duckdb_writer::WriterThread},
     config::Config,
     messages::{Applied, EntryDuty, QueueEntry},
-    queue::{self, Keys, RETRY, RedisLink, STORE_GROUP, decode_entry},
+    queue::{Keys, RETRY, ReadingSlot, RedisLink, STORE_GROUP, decode_entry},
     supervision::{FatalSender, Link, Undelivered},
     telemetry::StageMeter,
 };
@@ -35,6 +35,7 @@ pub struct RedisQueueServer {
     writer: Link<DuckDbWriter>,
     thread: Arc<WriterThread>,
     fatal: FatalSender,
+    reading: ReadingSlot,
     answers: Option<mpsc::UnboundedSender<Applied>>,
 }
 
@@ -47,8 +48,9 @@ impl RedisQueueServer {
         writer: Link<DuckDbWriter>,
         thread: Arc<WriterThread>,
         fatal: FatalSender,
+        reading: ReadingSlot,
     ) -> Self {
-        Self { config, redis, writer, thread, fatal, answers: None }
+        Self { config, redis, writer, thread, fatal, reading, answers: None }
     }
 }
 
@@ -59,7 +61,8 @@ impl Actor for RedisQueueServer {
         let keys = Keys::new(&self.config.node.namespace);
         let (answers, to_answer) = mpsc::unbounded_channel();
         self.answers = Some(answers);
-        let serving = serve(self.redis.clone(), keys.clone(), self.writer.clone());
+        let (redis, reading) = (self.redis.clone(), self.reading.clone());
+        let serving = serve(redis, reading, keys.clone(), self.writer.clone());
         ctx.spawn(serving.into_actor(self));
         let answering = Answering::new(
             self.config.clone(),
@@ -130,11 +133,11 @@ pub(super) async fn read_entries(
 }
 
 /// Takes entries off the queue until the actor ends: own pending ones first, then new ones.
-async fn serve(redis: RedisLink, keys: Keys, writer: Link<DuckDbWriter>) {
+async fn serve(redis: RedisLink, reading: ReadingSlot, keys: Keys, writer: Link<DuckDbWriter>) {
     let room = Arc::new(Semaphore::new(ENTRIES_IN_HAND));
     let (dropped, mut was_dropped) = mpsc::unbounded_channel();
     loop {
-        match queue::blocking_connection(&redis, BLOCK).await {
+        match reading.connect(&redis, BLOCK).await {
             Ok(mut connection) => {
                 if let Err(error) =
                     read_on(&mut connection, &keys, &writer, &room, &dropped, &mut was_dropped)

@@ -97,7 +97,10 @@ impl Bench {
     /// Creates the topics, as a node would.
     pub fn create_topics(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(millstream::kafka::create_missing_topics(&self.config)).unwrap();
+        // A broker that has just come back takes its time.
+        super::wait_for("the topics", || {
+            runtime.block_on(millstream::kafka::create_missing_topics(&self.config)).ok()
+        });
     }
 
     /// Made-up events of this test's own producers, with every id kept.

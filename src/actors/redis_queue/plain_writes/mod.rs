@@ -24,7 +24,7 @@ use crate::{
         plain_writes::{self, EntryId},
         source::{OpenReply, OpenRequest, Position, SourceAttributes, SourceName, Token},
     },
-    queue::{self, Keys, RETRY, RedisLink},
+    queue::{self, Keys, RETRY, ReadingSlot, RedisLink},
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter},
 };
@@ -54,6 +54,7 @@ pub struct PlainWrites {
     redis: RedisLink,
     writer: Link<DuckDbWriter>,
     owed: Owed,
+    reading: ReadingSlot,
 }
 
 impl PlainWrites {
@@ -64,8 +65,9 @@ impl PlainWrites {
         redis: RedisLink,
         writer: Link<DuckDbWriter>,
         owed: Owed,
+        reading: ReadingSlot,
     ) -> Self {
-        Self { config, redis, writer, owed }
+        Self { config, redis, writer, owed, reading }
     }
 }
 
@@ -81,6 +83,7 @@ impl Actor for PlainWrites {
             redis: self.redis.clone(),
             writer: self.writer.clone(),
             owed: self.owed.clone(),
+            reading: self.reading.clone(),
         };
         ctx.spawn(async move { serving.run().await }.into_actor(self));
     }
@@ -95,6 +98,7 @@ struct Serving {
     redis: RedisLink,
     writer: Link<DuckDbWriter>,
     owed: Owed,
+    reading: ReadingSlot,
 }
 
 /// The source, opened.
@@ -124,7 +128,7 @@ impl Serving {
     }
 
     async fn serve(&self, progress: &mut bool) -> anyhow::Result<()> {
-        let mut reading = queue::blocking_connection(&self.redis, BLOCK).await?;
+        let mut reading = self.reading.connect(&self.redis, BLOCK).await?;
         let mut commands = self.redis.manager().await?;
         let stream = self.keys.writes();
         ensure_group(&mut reading, &stream).await?;
