@@ -225,6 +225,9 @@ async fn watch<A, F>(
         let cause = tokio::select! {
             ended = &mut task => Cause::of(ended),
             command = commands.recv() => {
+                // What it holds reports when it is dropped, and whoever hears that sends at once: not
+                // into a mailbox that nobody will read any more.
+                link.clear();
                 match command {
                     // It may have ended by itself just now, which is as good.
                     Some(Command::Panic) => drop(doom.send(())),

@@ -32,6 +32,7 @@ fn high_watermarks(consumer: &BaseConsumer, view: &NodeView) -> Vec<(String, i32
 
 /// From the kill of `actor` until DuckDB has acknowledged all that the topics held just then.
 async fn time_to_recover(node: &mut Node, consumer: &BaseConsumer, actor: &str) -> Duration {
+    tracing::info!(actor, "kill");
     assert!(node.view.registry.kill(actor));
     let killed_at = Instant::now();
     let wanted = high_watermarks(consumer, &node.view);
@@ -57,6 +58,11 @@ async fn time_to_recover(node: &mut Node, consumer: &BaseConsumer, actor: &str) 
 fn any_actor_killed_is_durable_again_within_a_second() {
     let Some(brokers) = broker("recovery: within a second") else { return };
     let _alone = Slot::alone();
+    if std::env::var_os("RUST_LOG").is_some() {
+        // The node is in this process: without a subscriber it says nothing.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let mut bench = Bench::new(&brokers);
     bench.config.generator.rate = 4_000.0;
     bench.config.batch.max_rows = 500;

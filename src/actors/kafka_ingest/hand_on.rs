@@ -101,12 +101,18 @@ impl Polling {
             return;
         }
         let doubted = reading.is_doubted();
+        // Nothing came for a while, and yet there is a record: the consumer has lost its place.
+        let stands_still = !doubted && to == Some(from);
+        if stands_still {
+            METER.error("stalled");
+            tracing::warn!(%source, position = from, "the consumer stands still before a record; seeking again");
+        }
         if let Some(chunk) = to.and_then(|to| reading.pass(to)) {
             let opened = reading.opened.clone();
             tracing::debug!(%source, from, to = chunk.to, "positions without records are passed");
             self.stick(i, &opened, chunk);
         }
-        if doubted {
+        if doubted || stands_still {
             self.read_on(i);
         }
     }

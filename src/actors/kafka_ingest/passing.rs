@@ -17,7 +17,8 @@
 //!
 //! | the probe finds, from the position on | answer |
 //! |---|---|
-//! | a record | everything before it is passed |
+//! | a record at the very position | the consumer stands still: it is set there again |
+//! | a record farther on | everything before it is passed |
 //! | the end of the partition | everything before the end that the broker told first is passed |
 //! | nothing in time | not known |
 
