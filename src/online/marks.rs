@@ -143,7 +143,8 @@ pub async fn look(
             let renew = Script::new(RENEW);
             let mut call = renew.arg(keys.namespace());
             call.arg(&fresh).arg(&run_id).arg(after).arg(critical);
-            call.arg(restarted.then(|| lease.as_millis().to_string()).unwrap_or_default());
+            let put_off = if restarted { lease.as_millis().to_string() } else { String::new() };
+            call.arg(put_off);
             let () = call.invoke_async(connection).await?;
             (fresh, (last_batch_seq > after).then_some(after))
         }

@@ -44,6 +44,9 @@ const METER: StageMeter = StageMeter::new("kafka_ingest");
 
 /// A topic's partitions are counted again after so long.
 const COUNT_AGAIN: Duration = Duration::from_secs(10);
+/// Partitions that came later → older ones that they wait for → the ends these had, once asked.
+type Discovered = HashMap<SourceName, Vec<(SourceName, Option<Position>)>>;
+
 /// How often an open is offered to a RedisQueue that is between two lives.
 const HAND_OVER_TRIES: u32 = 200;
 /// The pause between two offers.
@@ -71,7 +74,7 @@ struct Asker {
     /// Partitions of each topic, and when they were counted.
     counted: Mutex<HashMap<String, (i32, Instant)>>,
     /// Partitions that came later, with the ends of the older ones that they wait for.
-    discovered: Mutex<HashMap<SourceName, Vec<(SourceName, Option<Position>)>>>,
+    discovered: Mutex<Discovered>,
 }
 
 impl KafkaIngest {
@@ -192,9 +195,7 @@ impl Asker {
     }
 
     /// A panicking holder leaves the map whole.
-    fn discovered(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<SourceName, Vec<(SourceName, Option<Position>)>>> {
+    fn discovered(&self) -> std::sync::MutexGuard<'_, Discovered> {
         self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

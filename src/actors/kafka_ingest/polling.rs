@@ -42,8 +42,10 @@ const CHUNK_ROWS: usize = 8_192;
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
 /// The configured brokers are tried again when none was connected for so long.
 const SECONDS_WITHOUT_BROKER: u32 = 3;
-/// How long librdkafka may take to accept a seek; one that it refuses is tried again.
-pub(super) const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long librdkafka may take to accept a seek; one that it has not by then is tried again. Polling
+/// stands still meanwhile, so it is short. One that is carried out late does no harm: what lies
+/// before a lane's position is not read again.
+pub(super) const SEEK_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) struct Polling {
     pub(super) parts: PollThreadParts,

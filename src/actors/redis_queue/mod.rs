@@ -15,6 +15,7 @@
 mod answering;
 mod operator;
 mod plain_writes;
+mod prepare;
 mod reads;
 mod sender;
 mod server;

@@ -1,20 +1,23 @@
 //! The sending side.
 
-use super::transport::{listen, put_on_queue, write_online};
+use super::{
+    prepare::{NotQueued, prepare},
+    transport::{listen, put_on_queue, write_online},
+};
 use crate::{
     actors::{KafkaIngest, Replayer},
     config::Config,
     kafka::AcknowledgedPositions,
     messages::{
-        Acknowledged, CloseSource, Credit, FeatureBatch, OfSource, OpenSource, PartHeader,
-        PartVerdict, QueueReply, SourceOpened, WriteHeader,
+        Acknowledged, CloseSource, Credit, FeatureBatch, OfSource, OpenSource, PartVerdict,
+        QueueReply, SourceOpened,
     },
     protocol::{
         source::{OpenReply, SourceName},
         ticket::Ticket,
         window::{PartRange, SendWindows},
     },
-    queue::{self, Keys, RedisLink, encode_open, encode_write},
+    queue::{self, Keys, RedisLink, encode_open},
     supervision::{Link, Undelivered},
     telemetry::StageMeter,
 };
@@ -82,18 +85,18 @@ pub(super) type SharedFields = Arc<Vec<(&'static str, Vec<u8>)>>;
 
 /// A batch that is online and waits for its turn on the queue.
 #[derive(Debug)]
-struct Outgoing {
-    fields: SharedFields,
-    parts: Vec<SentPart>,
-    rows: usize,
+pub(super) struct Outgoing {
+    pub(super) fields: SharedFields,
+    pub(super) parts: Vec<SentPart>,
+    pub(super) rows: usize,
 }
 
 #[derive(Debug)]
-struct SentPart {
-    range: PartRange,
-    ticket: Ticket,
-    _credit: Credit,
-    sampled_timestamps_us: Vec<i64>,
+pub(super) struct SentPart {
+    pub(super) range: PartRange,
+    pub(super) ticket: Ticket,
+    pub(super) _credit: Credit,
+    pub(super) sampled_timestamps_us: Vec<i64>,
 }
 
 /// What stands on the queue, or is about to.
@@ -402,68 +405,6 @@ impl Handler<FeatureBatch> for RedisQueue {
             }
         }));
     }
-}
-
-/// Why a batch did not get onto the queue. Its sources are read again.
-#[derive(Debug, thiserror::Error)]
-enum NotQueued {
-    /// Redis is not the Redis it was.
-    #[error("{0}")]
-    Generation(String),
-    /// A defect, or the node stops.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
-}
-
-impl From<redis::RedisError> for NotQueued {
-    fn from(error: redis::RedisError) -> Self {
-        Self::Other(error.into())
-    }
-}
-
-/// A batch as it goes on the queue.
-fn prepare(
-    batch: FeatureBatch,
-    node: String,
-    generation: String,
-) -> anyhow::Result<(Vec<PartRange>, Outgoing)> {
-    let header = WriteHeader {
-        node,
-        transform: batch.transform,
-        script_sha256: batch.script_sha256,
-        generation,
-        parts: batch
-            .parts
-            .iter()
-            .map(|p| PartHeader {
-                source: p.source.clone(),
-                token: p.token,
-                from: p.from,
-                to: p.to,
-                n_in: p.n_in,
-                n_kept: p.n_kept,
-                n_dead: p.dead.len() as i64,
-                n_filtered: p.n_filtered,
-                n_rows: p.rows.num_rows() as i64,
-            })
-            .collect(),
-    };
-    let rows: Vec<_> = batch.parts.iter().map(|p| p.rows.clone()).collect();
-    let dead: Vec<_> = batch.parts.iter().map(|p| p.dead.as_slice()).collect();
-    let fields = Arc::new(encode_write(&header, &rows, &dead)?);
-    let n = header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize;
-    let parts: Vec<SentPart> = batch
-        .parts
-        .into_iter()
-        .map(|p| SentPart {
-            range: PartRange { source: p.source, token: p.token, from: p.from, to: p.to },
-            ticket: p.ticket,
-            _credit: p.credit,
-            sampled_timestamps_us: p.sampled_timestamps_us,
-        })
-        .collect();
-    let ranges = parts.iter().map(|p| p.range.clone()).collect();
-    Ok((ranges, Outgoing { fields, parts, rows: n }))
 }
 
 impl Handler<Queued> for RedisQueue {
