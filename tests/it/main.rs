@@ -6,6 +6,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(not(feature = "failpoints"))]
+compile_error!(
+    "the integration tests crash nodes at given points: add `--features failpoints`, as `make test` does"
+);
+
 mod broker_faults;
 mod consumer_group;
 mod dead_letters;
