@@ -34,6 +34,20 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// The answer, when the node did what it was asked.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] when it was the question that was wrong, else [`Failure::Runtime`].
+    pub fn done(self) -> Result<Self, Failure> {
+        match (self.ok, self.refused) {
+            (true, _) => Ok(self),
+            (false, true) => Err(Failure::Usage(self.error())),
+            (false, false) => Err(Failure::Runtime(anyhow::anyhow!(self.error()))),
+        }
+    }
+}
+
 impl ClientArgs {
     /// Posts JSON and waits for the answer.
     ///

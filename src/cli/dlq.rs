@@ -1,9 +1,6 @@
 //! `millstream dlq`.
 
-use super::{
-    Failure,
-    client::{Answer, ClientArgs},
-};
+use super::{Failure, client::ClientArgs};
 use crate::actors::replayer::Outcome;
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -90,22 +87,13 @@ pub async fn dlq(args: DlqArgs) -> Result<(), Failure> {
     }
 }
 
-/// The body of a good answer; else the node's word.
-fn good(answer: Answer) -> Result<Vec<u8>, Failure> {
-    match (answer.ok, answer.refused) {
-        (true, _) => Ok(answer.body),
-        (_, true) => Err(Failure::Usage(answer.error())),
-        _ => Err(Failure::Runtime(anyhow::anyhow!(answer.error()))),
-    }
-}
-
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let FilterArgs { stream, reason, source } = args.filter;
     let mut query = vec![("limit", args.limit.to_string())];
     for (name, value) in [("stream", stream), ("reason", reason), ("source", source)] {
         query.extend(value.map(|v| (name, v)));
     }
-    let body = good(args.client.get("/api/dlq", &query, DEADLINE).await?)?;
+    let body = args.client.get("/api/dlq", &query, DEADLINE).await?.done()?.body;
     if args.json {
         println!("{}", String::from_utf8_lossy(&body));
         return Ok(());
@@ -136,7 +124,7 @@ fn shown(value: &Value) -> String {
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let query = [("source", args.source), ("pos", args.pos.to_string())];
-    let body = good(args.client.get("/api/dlq/letter", &query, DEADLINE).await?)?;
+    let body = args.client.get("/api/dlq/letter", &query, DEADLINE).await?.done()?.body;
     let letter: Value = serde_json::from_slice(&body).map_err(anyhow::Error::from)?;
     println!("{}", serde_json::to_string_pretty(&letter).map_err(anyhow::Error::from)?);
     Ok(())
@@ -147,7 +135,7 @@ async fn replay(args: ReplayArgs) -> Result<(), Failure> {
     let body = serde_json::json!({
         "stream": stream, "reason": reason, "source": source, "dry_run": args.dry_run,
     });
-    let body = good(args.client.post("/api/dlq/replay", &body, DEADLINE).await?)?;
+    let body = args.client.post("/api/dlq/replay", &body, DEADLINE).await?.done()?.body;
     if args.json {
         println!("{}", String::from_utf8_lossy(&body));
         return Ok(());

@@ -33,15 +33,7 @@ pub async fn query(args: QueryArgs) -> Result<(), Failure> {
 /// Asks one SELECT and prints its rows.
 pub(super) async fn show(client: &ClientArgs, sql: &str, json: bool) -> Result<(), Failure> {
     let body = serde_json::json!({ "sql": sql });
-    let answer = client.post("/api/query", &body, DEADLINE).await?;
-    if !answer.ok {
-        let error = answer.error();
-        return Err(if answer.refused {
-            Failure::Usage(error)
-        } else {
-            Failure::Runtime(anyhow::anyhow!(error))
-        });
-    }
+    let answer = client.post("/api/query", &body, DEADLINE).await?.done()?;
     let batches = StreamReader::try_new(Cursor::new(answer.body), None)
         .and_then(|reader| {
             let schema = reader.schema();

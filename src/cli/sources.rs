@@ -54,15 +54,7 @@ pub async fn sources(args: SourcesArgs) -> Result<(), Failure> {
         SourcesWhat::Adopt { source, at, client } => {
             let body = AdoptBody { source: SourceName(source.into()), at };
             let body = serde_json::to_value(body).map_err(anyhow::Error::from)?;
-            let answer = client.post("/api/sources/adopt", &body, DEADLINE).await?;
-            if !answer.ok {
-                let error = answer.error();
-                return Err(if answer.refused {
-                    Failure::Usage(error)
-                } else {
-                    Failure::Runtime(anyhow::anyhow!(error))
-                });
-            }
+            client.post("/api/sources/adopt", &body, DEADLINE).await?.done()?;
             eprintln!("adopted; it goes on when it is opened next, within 15 s where it is halted");
             Ok(())
         }

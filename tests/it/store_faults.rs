@@ -63,7 +63,7 @@ fn a_second_store_with_another_file_on_one_namespace_is_refused() {
 }
 
 /// A store and a process node under load, with little in flight.
-fn two_nodes(brokers: &str) -> Bench {
+pub fn two_nodes(brokers: &str) -> Bench {
     let mut bench = Bench::new(brokers);
     bench.config.generator.rate = 5_000.0;
     bench.config.batch.max_rows = 500;

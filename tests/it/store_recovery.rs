@@ -1,19 +1,14 @@
 //! What the store does when it cannot know what became of a transaction, and when an entry kills it.
 
-use crate::support::{Bench, NodeProcess, broker, expected, millstream, wait_for};
-
-fn bench(brokers: &str) -> Bench {
-    let mut bench = Bench::new(brokers);
-    bench.config.generator.rate = 5_000.0;
-    bench.config.batch.max_rows = 500;
-    bench.short_sessions();
-    bench
-}
+use crate::{
+    store_faults::two_nodes,
+    support::{NodeProcess, broker, expected, millstream, wait_for},
+};
 
 #[test]
 fn a_commit_whose_outcome_is_unknown_is_believed_from_the_file() {
     let Some(brokers) = broker("store_recovery: unknown commit") else { return };
-    let mut bench = bench(&brokers);
+    let mut bench = two_nodes(&brokers);
     let _redis = bench.redis();
     let tasks = bench.generate();
     // Twice nothing happened, twice everything had, and once each in a row.
@@ -37,7 +32,7 @@ fn a_commit_whose_outcome_is_unknown_is_believed_from_the_file() {
 #[test]
 fn an_entry_that_kills_the_store_three_times_is_put_aside_and_its_source_halts() {
     let Some(brokers) = broker("store_recovery: quarantine") else { return };
-    let mut bench = bench(&brokers);
+    let mut bench = two_nodes(&brokers);
     // One source, so that it is the entry at fault alone that halts.
     bench.config.streams.truncate(1);
     bench.config.kafka.partitions = 1;
