@@ -52,6 +52,7 @@ pub fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.wait.max.ms", "20")
         .set("fetch.error.backoff.ms", "50")
+        .set("fetch.queue.backoff.ms", "20")
         .set("statistics.interval.ms", "1000")
         .set("topic.metadata.refresh.interval.ms", "10000");
     if !kafka.options.contains_key("session.timeout.ms") {

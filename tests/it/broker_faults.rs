@@ -199,7 +199,7 @@ fn a_truncated_log_halts_its_source_readably() {
 }
 
 #[test]
-fn partitions_added_to_a_topic_are_read_and_keys_that_move_keep_their_order() {
+fn partitions_added_to_a_topic_are_read_and_keys_that_move_to_them_keep_their_order() {
     let Some(brokers) = broker("broker_faults: partitions added") else { return };
     let mut bench = Bench::new(&brokers);
     bench.config.generator.rate = 5_000.0;
@@ -226,6 +226,18 @@ fn partitions_added_to_a_topic_are_read_and_keys_that_move_keep_their_order() {
     node.verify();
     node.stop_well();
     bench.judge_well(&expected(&tasks));
+    let moved: i64 = bench
+        .closed_store()
+        .query_row(
+            "SELECT count(*) FROM (
+                 SELECT entity_id FROM features_table JOIN sources USING (source_no)
+                 WHERE source LIKE 'kafka:features/%' GROUP BY entity_id
+                 HAVING count(DISTINCT topic_partitions) = 2)",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert!(moved > 20, "{moved} entities moved to a new partition");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What librdkafka calls back on the poll thread: rebalances and statistics.
 
-use super::passing::Progress;
+use super::{passing::Progress, place};
 use crate::{
     kafka::{self, AcknowledgedPositions},
     protocol::source::{Position, SourceName},
@@ -146,16 +146,8 @@ impl ConsumerContext for IngestContext {
 impl IngestContext {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Rebalanced {
         let names = partitions(list);
-        let mut assigned = TopicPartitionList::new();
-        for (topic, partition) in &names {
-            // A logical offset that always resolves: the broker's committed one is not ours to
-            // follow, and without any the reset policy `error` would strike before the seek.
-            if let Err(error) = assigned.add_partition_offset(topic, *partition, Offset::End) {
-                tracing::error!(%error, topic, partition, "the partition cannot be assigned");
-            }
-        }
-        let done = consumer.incremental_assign(&assigned).and_then(|()| consumer.pause(&assigned));
-        if let Err(error) = done {
+        // The broker's committed offset is not ours to follow.
+        if let Err(error) = place::assign_paused(consumer, &names, place::UNKNOWN) {
             tracing::error!(%error, "the assignment was refused");
         }
         Rebalanced::Assigned(names)

@@ -3,8 +3,9 @@
 use super::{
     lane::{Chunk, Lane, LaneState, Opened},
     passing::Progress,
+    place::{self, one},
     poll_thread::{PartitionStatus, Wanted},
-    polling::{METER, Polling, SEEK_TIMEOUT, one},
+    polling::{METER, Polling},
 };
 use crate::{
     messages::{Credit, SourceBatch},
@@ -121,12 +122,9 @@ impl Polling {
     fn read_on(&mut self, i: usize) {
         let Lane { topic, partition, state, .. } = &mut self.lanes[i];
         let LaneState::Reading(reading) = state else { return };
-        let sought =
-            self.consumer.seek(topic, *partition, Offset::Offset(reading.next), SEEK_TIMEOUT);
+        let set = if self.paused { place::seek } else { place::resume };
         reading.resumed();
-        let list = one(topic, *partition);
-        let resumed = if self.paused { Ok(()) } else { self.consumer.resume(&list) };
-        if let Err(error) = sought.and(resumed) {
+        if let Err(error) = set(&self.consumer, topic, *partition, reading.next) {
             tracing::warn!(%error, source = %self.lanes[i].source, "reading on refused; opening the source again");
             self.reopen(i);
         }
@@ -225,19 +223,17 @@ impl Polling {
 
     pub(super) fn set_paused(&mut self, pause: bool) {
         self.paused = pause;
-        let mut list = TopicPartitionList::new();
-        for lane in &mut self.lanes {
-            if let LaneState::Reading(reading) = &mut lane.state {
-                list.add_partition(&lane.topic, lane.partition);
-                reading.resumed();
+        for Lane { topic, partition, source, state, .. } in &mut self.lanes {
+            let LaneState::Reading(reading) = state else { continue };
+            reading.resumed();
+            let done = if pause {
+                self.consumer.pause(&one(topic, *partition))
+            } else {
+                place::resume(&self.consumer, topic, *partition, reading.next)
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, %source, pause, "pausing or resuming was refused");
             }
-        }
-        if list.count() == 0 {
-            return;
-        }
-        let done = if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
-        if let Err(error) = done {
-            tracing::warn!(%error, pause, "pausing or resuming was refused");
         }
     }
 

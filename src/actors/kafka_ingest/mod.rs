@@ -16,6 +16,7 @@ mod context;
 mod hand_on;
 mod lane;
 mod passing;
+mod place;
 mod poll_thread;
 mod polling;
 

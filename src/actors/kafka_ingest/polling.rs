@@ -7,6 +7,7 @@ use super::{
         WAITING_RETRY,
     },
     passing::Passing,
+    place::{self, one},
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 };
 use crossbeam_channel::Receiver;
 use rdkafka::{
-    Message as _, Offset, Timestamp, TopicPartitionList,
+    Message as _, Timestamp,
     consumer::{BaseConsumer, CommitMode, Consumer},
     message::{BorrowedMessage, Headers},
 };
@@ -42,11 +43,6 @@ const CHUNK_ROWS: usize = 8_192;
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
 /// The configured brokers are tried again when none was connected for so long.
 const SECONDS_WITHOUT_BROKER: u32 = 3;
-/// How long librdkafka may take to accept a seek; one that it has not by then is tried again. Polling
-/// stands still meanwhile, so it is short. One that is carried out late does no harm: what lies
-/// before a lane's position is not read again.
-pub(super) const SEEK_TIMEOUT: Duration = Duration::from_millis(100);
-
 pub(super) struct Polling {
     pub(super) parts: PollThreadParts,
     pub(super) consumer: Arc<BaseConsumer<IngestContext>>,
@@ -213,12 +209,7 @@ impl Polling {
             Taken::Doubt(_) => self.doubt(i),
             Taken::Reseek(position) => {
                 let lane = &self.lanes[i];
-                let sought = self.consumer.seek(
-                    &lane.topic,
-                    lane.partition,
-                    Offset::Offset(position),
-                    SEEK_TIMEOUT,
-                );
+                let sought = place::seek(&self.consumer, &lane.topic, lane.partition, position);
                 if let Err(error) = sought {
                     tracing::warn!(%error, source = %lane.source, "seek refused; opening the source again");
                     self.reopen(i);
@@ -366,8 +357,12 @@ impl Polling {
                 self.consumer.context().handed_on(source.clone(), next_pos);
                 // In both directions: DuckDB may have been restored.
                 self.parts.acknowledged.set(&lane.topic, lane.partition, next_pos);
-                if let LaneState::Halted { .. } = lane.state {
-                    assign_anew(&self.consumer, &lane.topic, lane.partition);
+                // A log that was halted may be another one by now.
+                if let LaneState::Halted { .. } = lane.state
+                    && let Err(error) =
+                        place::assign_anew(&self.consumer, &lane.topic, lane.partition, next_pos)
+                {
+                    tracing::warn!(%error, %source, "the partition was not assigned anew");
                 }
                 lane.state = LaneState::Seeking(Opened { token, source_no, next_pos, promised });
             }
@@ -406,20 +401,14 @@ impl Polling {
     }
 
     fn seek(&mut self, i: usize, opened: Opened) {
-        let lane = &mut self.lanes[i];
-        let offset = Offset::Offset(opened.next_pos);
-        if let Err(error) = self.consumer.seek(&lane.topic, lane.partition, offset, SEEK_TIMEOUT) {
+        let (paused, lane) = (self.paused, &mut self.lanes[i]);
+        let set = if paused { place::seek } else { place::resume };
+        if let Err(error) = set(&self.consumer, &lane.topic, lane.partition, opened.next_pos) {
             // The partition is not far enough in its assignment; the next round tries again.
             tracing::debug!(%error, source = %lane.source, "seek not taken yet");
             return;
         }
         lane.state = LaneState::Reading(Reading::new(opened));
-        if !self.paused {
-            let list = one(&lane.topic, lane.partition);
-            if let Err(error) = self.consumer.resume(&list) {
-                tracing::warn!(%error, source = %lane.source, "resume refused");
-            }
-        }
     }
 }
 
@@ -437,26 +426,6 @@ impl Lane {
             _ => None,
         }
     }
-}
-
-/// A log that was halted may be another one by now: what librdkafka remembers of the old one — its
-/// ids and epochs, that it gave up fetching — must not count.
-fn assign_anew(consumer: &BaseConsumer<IngestContext>, topic: &str, partition: i32) {
-    let mut at_end = TopicPartitionList::with_capacity(1);
-    let done = at_end
-        .add_partition_offset(topic, partition, Offset::End)
-        .and_then(|()| consumer.incremental_unassign(&one(topic, partition)))
-        .and_then(|()| consumer.incremental_assign(&at_end))
-        .and_then(|()| consumer.pause(&at_end));
-    if let Err(error) = done {
-        tracing::warn!(%error, topic, partition, "the partition was not assigned anew");
-    }
-}
-
-pub(super) fn one(topic: &str, partition: i32) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(1);
-    list.add_partition(topic, partition);
-    list
 }
 
 fn timestamp_us(timestamp: Timestamp) -> i64 {
