@@ -43,7 +43,8 @@ test: setup ## all the tests: Python, then Rust
 	@for folder in $(PYTHON_TESTS); do \
 	  $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done
 	@$(SAY) "test: Rust (the test programs are compiled first)"
-	@left_out=$$(mktemp); trap 'rm -f "$$left_out"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
+	@left_out=$$(mktemp); trap 'rm -rf "$$left_out" "$$data"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
+	  data=$$(mktemp -d "$$(scripts/test_data.sh)/millstream-test.XXXXXX"); export TMPDIR=$$data; \
 	  cargo test --release $(FEATURES) --features failpoints $(TEST_ARGS); \
 	  if [[ -s $$left_out ]]; then $(SAY) "test: LEFT OUT for want of a component:"; sort -u "$$left_out" >&2; fi
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A real Apache Kafka broker (KRaft, one node) for the tests and `make stack`.
 #
-#   kafka.sh start --dir DIR [--port PORT] [--controller-port PORT] [--owner PID]
+#   kafka.sh start --dir DIR [--port PORT] [--controller-port PORT] [--owner PID] [--session SECONDS]
 #       Starts the broker on DIR, formatting it first when it is new, waits until it answers
 #       and prints its address. Started again on the same DIR it has its topics, and without
 #       --port its old port. With --owner the broker ends soon after that process has ended.
+#       --session: how long a broker that is silent keeps its partitions, 9 s as in Kafka.
 #   kafka.sh stop --dir DIR [--kill]
 #       Stops it in good order; --kill is the crash (SIGKILL).
 #   kafka.sh status --dir DIR
@@ -44,7 +45,7 @@ jvm_options() {
 }
 
 # The session timeout is how long a broker started again after a crash waits for its former
-# self to be given up.
+# self to be given up; and how long one that gets no processor keeps its partitions.
 write_config() {
   cat >"$DIR/server.properties" <<EOF
 process.roles=broker,controller
@@ -72,7 +73,7 @@ num.network.threads=2
 num.io.threads=4
 background.threads=2
 broker.heartbeat.interval.ms=500
-broker.session.timeout.ms=4000
+broker.session.timeout.ms=$((SESSION_S * 1000))
 log.cleaner.dedupe.buffer.size=4194304
 EOF
 }
@@ -223,16 +224,17 @@ prepare() {
 
 COMMAND=${1:-help}
 shift || true
-DIR='' PORT='' CONTROLLER_PORT='' OWNER='' KILL=no BOOTSTRAP=127.0.0.1:9092 REST=()
+DIR='' PORT='' CONTROLLER_PORT='' OWNER='' KILL=no SESSION_S=9 BOOTSTRAP=127.0.0.1:9092 REST=()
 while (($# > 0)); do
   case $1 in
-    --dir | --port | --controller-port | --owner | --bootstrap)
+    --dir | --port | --controller-port | --owner | --session | --bootstrap)
       (($# > 1)) || die "$1 needs a value"
       case $1 in
         --dir) DIR=$2 ;;
         --port) PORT=$2 ;;
         --controller-port) CONTROLLER_PORT=$2 ;;
         --owner) OWNER=$2 ;;
+        --session) SESSION_S=$2 ;;
         --bootstrap) BOOTSTRAP=$2 ;;
       esac
       shift 2

@@ -83,6 +83,7 @@ missing_packages() {
   have mvn || echo maven
   have kcat || echo kcat
   have shellcheck || echo shellcheck
+  have strace || echo strace
 }
 
 install_packages() {

@@ -8,14 +8,15 @@
 //!   that it does not know of;
 //! * a permit comes back when its holder drops it, at the latest one lease time after its node
 //!   fell silent;
-//! * whoever waited longest on this node is served first.
+//! * whoever waited longest on this node is served first;
+//! * between nodes, one that has fewer workers comes first; one that has too many is told.
 //!
 //! Leases bound resources; they never guard data.
 
 use crate::{
     config::Config,
     messages::{AcquirePermit, Permit, ReleasePermit},
-    protocol::lease::Operation,
+    protocol::lease::{self, Debt, Operation, WANT_MS},
     queue::{Keys, RedisLink},
     telemetry::{StageMeter, catalogue as m},
 };
@@ -34,16 +35,21 @@ const METER: StageMeter = StageMeter::new("worker_semaphore");
 /// While somebody waits, Redis is asked so often: another node's release is not announced.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// Leases are renewed at least so often: the answer tells what other nodes want.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// The clock of [`RULE`]. Tests bring one of their own.
 const CLOCK: &str = r"
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)";
 
 /// Grants, renews or gives back leases: [`crate::protocol::lease`] as a script.
-/// KEYS: leases, the moment from which they are granted, the server's run as the store knows it: a
+/// KEYS: leases, the moment from which they are granted, the server's run as the store knows it (a
 /// server that was started since may have forgotten leases, and nothing is granted before the store
-/// has seen that. ARGV: operation, cap, lease time in ms, lease names. Answers how long nothing is granted yet, in ms, then 1 for each lease for which it
-/// was done, else 0.
+/// has seen that), nodes that want a lease. ARGV: operation, cap, lease time in ms, node, how long it
+/// counts as wanting in ms, lease names. Answers how long nothing is granted yet, in ms; the leases
+/// of the poorest other node that wants one, or -1; then 1 for each lease for which it was done, else
+/// 0.
 const RULE: &str = r"
 local from = redis.call('GET', KEYS[2])
 if not from then
@@ -56,22 +62,41 @@ if known and known ~= string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   wait = math.max(wait, 1)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local done = { wait }
-for i = 4, #ARGV do
-  done[i - 2] = 0
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
+local me, has = ARGV[4], {}
+for _, lease in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local node = string.match(lease, '^[^/]*')
+  has[node] = (has[node] or 0) + 1
+end
+local poorest = -1
+for _, node in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  local n = has[node] or 0
+  if node ~= me and (poorest < 0 or n < poorest) then poorest = n end
+end
+local done = { wait, poorest }
+for i = 6, #ARGV do
+  local did = 0
   if ARGV[1] == 'acquire' then
-    if wait == 0 and redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
-      redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done[i - 2] = 1
+    if wait == 0 then
+      local fair = poorest < 0 or (has[me] or 0) <= poorest
+      if fair and redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) then
+        redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
+        redis.call('ZREM', KEYS[4], me)
+        has[me] = (has[me] or 0) + 1
+        did = 1
+      else
+        redis.call('ZADD', KEYS[4], now + ARGV[5], me)
+      end
     end
   elseif ARGV[1] == 'renew' then
     if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
       redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[i])
-      done[i - 2] = 1
+      did = 1
     end
   else
-    done[i - 2] = redis.call('ZREM', KEYS[1], ARGV[i])
+    did = redis.call('ZREM', KEYS[1], ARGV[i])
   end
+  done[i - 3] = did
 end
 return done";
 
@@ -80,12 +105,30 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(&[CLOCK, RULE].co
 /// The leases that this node holds, with the moment from which each counts. Survives the actor,
 /// so that a new instance goes on renewing what lives. A lease that is gone from Redis is gone here.
 #[derive(Debug, Default)]
-pub struct HeldLeases(Mutex<HashMap<Arc<str>, Instant>>);
+pub struct HeldLeases {
+    leases: Mutex<HashMap<Arc<str>, Instant>>,
+    /// The leases of the poorest other node that wants one, and when that was said.
+    poorest: Mutex<Option<(usize, Instant)>>,
+}
 
 impl HeldLeases {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Instant>> {
         // The map is never left half-changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this node owes to others that want leases and have fewer.
+    #[must_use]
+    pub fn debt(&self) -> Debt {
+        let told = *self.poorest.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = Duration::from_millis(WANT_MS.unsigned_abs());
+        let poorest = told.filter(|(_, at)| at.elapsed() < fresh).map(|(poorest, _)| poorest);
+        lease::owes(self.lock().len(), poorest)
+    }
+
+    fn told(&self, poorest: Option<usize>) {
+        let told = poorest.map(|poorest| (poorest, Instant::now()));
+        *self.poorest.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }
 
     /// The moment from which a lease counts: just before its last renewal was asked for. `None`:
@@ -111,6 +154,8 @@ impl HeldLeases {
 pub struct SemaphoreSlot {
     /// See [`HeldLeases`].
     pub held: Arc<HeldLeases>,
+    /// Stands before the names of this node's leases; new with every start of the node.
+    node: Arc<str>,
     released: mpsc::UnboundedSender<Arc<str>>,
     releases: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Arc<str>>>>,
 }
@@ -120,6 +165,7 @@ impl Default for SemaphoreSlot {
         let (released, releases) = mpsc::unbounded_channel();
         Self {
             held: Arc::default(),
+            node: Uuid::now_v7().simple().to_string().into(),
             released,
             releases: Arc::new(tokio::sync::Mutex::new(releases)),
         }
@@ -130,7 +176,7 @@ impl Default for SemaphoreSlot {
 pub struct WorkerSemaphore {
     cap: u32,
     lease_time: Duration,
-    keys: [String; 3],
+    keys: [String; 4],
     redis: RedisLink,
     connection: Option<ConnectionManager>,
     slot: SemaphoreSlot,
@@ -156,7 +202,7 @@ impl WorkerSemaphore {
         Self {
             cap: config.python.max_workers,
             lease_time: Duration::from_secs_f64(config.python.lease_s),
-            keys: [keys.permits(), keys.permits_from(), keys.run_id()],
+            keys: [keys.permits(), keys.permits_from(), keys.run_id(), keys.permits_wanted()],
             redis,
             connection: None,
             slot,
@@ -174,19 +220,22 @@ impl WorkerSemaphore {
         let (redis, connection, keys) =
             (self.redis.clone(), self.connection.clone(), self.keys.clone());
         let (cap, lease_ms) = (self.cap, self.lease_time.as_millis() as u64);
+        let (node, held) = (self.slot.node.clone(), self.slot.held.clone());
         let leases: Vec<String> = leases.iter().map(ToString::to_string).collect();
         async move {
             let mut connection = match connection {
                 Some(connection) => connection,
                 None => redis.manager().await?,
             };
-            let [leased, from, run] = keys;
+            let [leased, from, run, wanted] = keys;
             let mut call = SCRIPT.key(leased);
-            call.key(from).key(run).arg(operation.name()).arg(cap).arg(lease_ms).arg(leases);
+            call.key(from).key(run).key(wanted).arg(operation.name()).arg(cap).arg(lease_ms);
+            call.arg(&*node).arg(WANT_MS).arg(leases);
             let mut done: Vec<i64> = call.invoke_async(&mut connection).await?;
-            // The script always answers at least this one.
-            let wait_ms = done.remove(0);
-            Ok(Answer { connection, wait_ms, done })
+            // The script always answers at least these two.
+            let rest = done.split_off(2);
+            held.told(usize::try_from(done[1]).ok());
+            Ok(Answer { connection, wait_ms: done[0], done: rest })
         }
     }
 
@@ -198,7 +247,7 @@ impl WorkerSemaphore {
             return;
         }
         self.asking = true;
-        let lease: Arc<str> = Uuid::now_v7().to_string().into();
+        let lease: Arc<str> = format!("{}/{}", self.slot.node, Uuid::now_v7().simple()).into();
         let asked_at = Instant::now();
         let asking = self.call(Operation::Acquire, std::slice::from_ref(&lease)).into_actor(self);
         ctx.spawn(asking.map(move |answer, actor, ctx| {
@@ -288,7 +337,7 @@ impl Actor for WorkerSemaphore {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(self.lease_time / 5, Self::renew);
+        ctx.run_interval((self.lease_time / 5).min(LOOK_EVERY), Self::renew);
         let (releases, own) = (self.slot.releases.clone(), ctx.address());
         let listening = async move {
             let mut releases = releases.lock().await;

@@ -212,6 +212,12 @@ impl Keys {
         self.key("permits_from")
     }
 
+    /// Sorted set: nodes that want a permit, by the moment until which that holds.
+    #[must_use]
+    pub fn permits_wanted(&self) -> String {
+        self.key("permits_wanted")
+    }
+
     /// Hash: SHA-256 of a script → JSON with its `name` and `text`.
     #[must_use]
     pub fn scripts(&self) -> String {

@@ -12,8 +12,8 @@ fn bench_of_many(brokers: &str) -> Bench {
     let mut bench = Bench::new(brokers);
     bench.config.generator.rate = 5_000.0;
     bench.config.batch.max_rows = 250;
-    // Nodes do not share permits fairly: there must be enough for all that are alive at once.
-    bench.config.python.max_workers = 8;
+    // Fewer than the nodes and their streams could use: they must share.
+    bench.config.python.max_workers = 3;
     bench.short_sessions();
     bench
 }
@@ -67,7 +67,8 @@ fn a_process_node_stopped_past_its_session_is_fenced_when_it_goes_on() {
     let sleeper = bench.node("process");
     wait_for("load", || (store.committed_events() > 15_000).then_some(()));
     let fenced = || store.metric("millstream_ledger_rejects_total", &["fenced"]);
-    assert!(fenced() < 1.0, "nobody else was there");
+    // A source that was opened twice because an answer was late has fenced its own writes.
+    let fenced_before = fenced();
 
     // With the store asleep the sleeper's windows fill: batches whose online values are written
     // wait to be queued. They are what it will write too late.
@@ -85,7 +86,7 @@ fn a_process_node_stopped_past_its_session_is_fenced_when_it_goes_on() {
     wait_for("its peer to go on", || (store.committed_events() > before + 5_000).then_some(()));
 
     frozen.thaw();
-    wait_for("the late writes to be fenced", || (fenced() >= 1.0).then_some(()));
+    wait_for("the late writes to be fenced", || (fenced() > fenced_before).then_some(()));
     shared_by(&[&sleeper, &heir]);
     let before = store.committed_events();
     wait_for("both to go on", || (store.committed_events() > before + 5_000).then_some(()));
@@ -102,6 +103,8 @@ fn a_process_node_stopped_past_its_session_is_fenced_when_it_goes_on() {
 fn a_rebalance_storm_has_no_effect_on_the_result() {
     let Some(brokers) = broker("consumer_group: storm") else { return };
     let mut bench = bench_of_many(&brokers);
+    // The leases of those that were killed count until they end.
+    bench.config.python.max_workers = 8;
     let _redis = bench.redis();
     let tasks = bench.generate();
     let watch = Watch::start(&bench);

@@ -2,8 +2,9 @@
 
 use crate::{
     store_faults::two_nodes,
-    support::{NodeProcess, broker, expected, millstream, wait_for},
+    support::{NodeProcess, broker, expected, left_out, millstream, signal, wait_for},
 };
+use std::process::{Child, Command, Stdio};
 
 #[test]
 fn a_commit_whose_outcome_is_unknown_is_believed_from_the_file() {
@@ -65,6 +66,106 @@ fn an_entry_that_kills_the_store_three_times_is_put_aside_and_its_source_halts()
     adopt.args(["sources", "adopt", &halted[0], "--at", "here", "--http", &http]);
     let output = adopt.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    tasks.stop();
+    process.verify();
+    process.stop_well();
+    store.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+/// The group's offsets in Kafka and the values in Redis are ahead of a database that was restored.
+#[test]
+fn a_database_restored_from_a_copy_is_read_on_from_its_own_positions() {
+    let Some(brokers) = broker("store_recovery: restored") else { return };
+    let mut bench = two_nodes(&brokers);
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let node = bench.node("process,store");
+    wait_for("load", || (node.committed_events() > 5_000).then_some(()));
+    node.stop_well();
+    let copy = bench.dir.path().join("copy.duckdb");
+    std::fs::copy(bench.database(), &copy).unwrap();
+    let at_the_copy = bench.positions();
+
+    let node = bench.node("process,store");
+    wait_for("every source to be ahead", || {
+        let now = node.positions();
+        at_the_copy.iter().all(|(source, next)| now[source] > next + 500).then_some(())
+    });
+    node.stop_well();
+
+    std::fs::copy(&copy, bench.database()).unwrap();
+    assert_eq!(bench.positions(), at_the_copy);
+    let node = bench.node("process,store");
+    tasks.stop();
+    node.verify();
+    node.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+/// Makes every flush of a process to its disk fail, until it is dropped.
+struct FailingDisk(Child);
+
+impl FailingDisk {
+    /// `None` where processes may not be traced, which is said.
+    fn of(test: &str, pid: u32) -> Option<Self> {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-q", "-e", "trace=fsync,fdatasync,sync_file_range"]);
+        strace.args(["-e", "inject=fsync,fdatasync:error=EIO", "-p", &pid.to_string(), "-o"]);
+        strace.arg(log.path()).stderr(Stdio::piped());
+        let child = strace.spawn().ok();
+        let traced = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            !status.contains("TracerPid:\t0\n")
+        };
+        let Some(mut child) = child else {
+            left_out(test, "needs strace (scripts/setup.sh --ci installs it)");
+            return None;
+        };
+        let ended = wait_for("strace to attach", || {
+            let ended = child.try_wait().unwrap().is_some();
+            (ended || traced()).then_some(ended)
+        });
+        if ended {
+            left_out(test, "tracing a process is not permitted here");
+            return None;
+        }
+        Some(Self(child))
+    }
+}
+
+impl Drop for FailingDisk {
+    fn drop(&mut self) {
+        // Asked to end, it lets go of the process, which goes on.
+        signal(self.0.id(), libc::SIGTERM);
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_fails_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_on_from() {
+    let test = "store_recovery: EIO";
+    let Some(brokers) = broker(test) else { return };
+    let mut bench = two_nodes(&brokers);
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let (mut store, process) = (bench.node("store"), bench.node("process"));
+    wait_for("load", || (store.committed_events() > 5_000).then_some(()));
+    let Some(failing) = FailingDisk::of(test, store.pid()) else { return };
+    let errors = "millstream_stage_errors_total";
+    wait_for("a write to fail", || {
+        let failed = store.metric_if_up(errors, &["duckdb_writer"]).is_some_and(|n| n >= 1.0);
+        (failed || store.ended().is_some()).then_some(())
+    });
+    // A store that cannot open its file again ends, and whoever runs it starts it again.
+    drop(failing);
+    if store.ended().is_some() {
+        eprintln!("the store ended and is started again");
+        store = bench.node("store");
+    }
+    let before = store.committed_events();
+    wait_for("the store to go on", || (store.committed_events() > before + 5_000).then_some(()));
     tasks.stop();
     process.verify();
     process.stop_well();

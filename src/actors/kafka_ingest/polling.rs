@@ -41,6 +41,8 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(5);
 const CHUNK_ROWS: usize = 8_192;
 /// Offsets are committed at most so often.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// How long leaving the group may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The configured brokers are tried again when none was connected for so long.
 const SECONDS_WITHOUT_BROKER: u32 = 3;
 pub(super) struct Polling {
@@ -134,6 +136,20 @@ impl Polling {
         // Whatever became of the asynchronous ones.
         self.committed.clear();
         self.commit(CommitMode::Sync);
+        self.leave();
+    }
+
+    /// Leaves the group. A consumer that is closed while it has partitions can end the process: an
+    /// assertion of librdkafka fails when a rebalance comes in between (its issue 4792).
+    fn leave(&self) {
+        self.consumer.unsubscribe();
+        let until = Instant::now() + LEAVE_TIMEOUT;
+        while self.consumer.assignment().is_ok_and(|list| list.count() > 0)
+            && Instant::now() < until
+        {
+            // The revocation is called back from here.
+            self.consumer.poll(POLL_TIMEOUT);
+        }
     }
 
     fn chores(&mut self, idle: bool) {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     messages::{AcquirePermit, EventBatch, Permit},
+    protocol::lease::Debt,
     python::{Script, WorkerSpec},
     supervision::Undelivered,
     telemetry::catalogue as m,
@@ -314,10 +315,15 @@ impl PythonWorkerSupervisor {
         key
     }
 
-    /// Whether a worker that just finished must leave its permit to a lane that has none: when its
-    /// own lane has more than a fair share, or when there are fewer permits than lanes and it had
-    /// its turn.
+    /// Whether a worker that just finished must leave its permit to another node that has fewer, or
+    /// to a lane that has none: when its own lane has more than a fair share, or when there are fewer
+    /// permits than lanes and it had its turn.
     fn must_yield(&self, key: &LaneKey, hired_at: Instant) -> bool {
+        match self.parts.workers.leases().debt() {
+            Debt::Now => return true,
+            Debt::AfterATurn if hired_at.elapsed() >= TURN => return true,
+            _ => {}
+        }
         let crews: BTreeMap<LaneKey, usize> = self.parts.workers.crews().into_iter().collect();
         let live = |key: &LaneKey| crews.get(key).copied().unwrap_or(0);
         let waiting = || self.lanes.iter().filter(|(_, lane)| !lane.queue.is_empty());
@@ -351,10 +357,12 @@ impl PythonWorkerSupervisor {
         keys.iter().for_each(|key| self.dispatch(key, ctx));
     }
 
-    /// Workers without work for long enough stop; sooner when another lane wants a permit.
+    /// Workers without work for long enough stop; sooner when another lane or node wants a permit.
     pub(super) fn stop_idle(&mut self, ctx: &mut Context<Self>) {
         let mut after = Duration::from_secs_f64(self.config.python.idle_stop_s);
-        if self.lanes.values().any(|lane| !lane.wants.is_empty() && !lane.queue.is_empty()) {
+        let lane_waits = |lane: &Lane| !lane.wants.is_empty() && !lane.queue.is_empty();
+        let owes = self.parts.workers.leases().debt() != Debt::Nothing;
+        if owes || self.lanes.values().any(lane_waits) {
             after = after.min(TURN);
         }
         let lanes = &self.lanes;

@@ -8,7 +8,8 @@ use millstream::{
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ pub struct Bench {
     pub dir: tempfile::TempDir,
     /// What the nodes are started with.
     pub config: Config,
+    topics: OnceLock<Topics>,
     _slot: Slot,
 }
 
@@ -33,11 +35,13 @@ impl Bench {
         config.kafka.brokers = brokers.to_owned();
         config.kafka.group = format!("group-{tag}");
         config.python.transforms_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("py_transforms");
+        // What a node waits for on a Redis that it has not used before.
+        config.python.lease_s = 4.0;
         config.python.venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
         for stream in &mut config.streams {
             stream.topic = format!("{}-{tag}", stream.topic);
         }
-        Self { dir, config, _slot: Slot::shared() }
+        Self { dir, config, topics: OnceLock::new(), _slot: Slot::shared() }
     }
 
     /// A Redis of the test's own that all nodes of the bench use and outlive.
@@ -69,7 +73,7 @@ impl Bench {
         config.node = other.config.node.clone();
         config.kafka.group.clone_from(&other.config.kafka.group);
         config.redis.url.clear();
-        Self { dir: other.dir, config, _slot: Slot::shared() }
+        Self { dir: other.dir, config, topics: OnceLock::new(), _slot: Slot::shared() }
     }
 
     /// The topic of a stream.
@@ -100,6 +104,10 @@ impl Bench {
         // A broker that has just come back takes its time.
         super::wait_for("the topics", || {
             runtime.block_on(millstream::kafka::create_missing_topics(&self.config)).ok()
+        });
+        self.topics.get_or_init(|| Topics {
+            brokers: self.config.kafka.brokers.clone(),
+            names: self.config.streams.iter().map(|s| s.topic.clone()).collect(),
         });
     }
 
@@ -143,6 +151,23 @@ impl Bench {
             .unwrap();
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         rows.map(Result::unwrap).collect()
+    }
+}
+
+/// Deletes topics, so that the broker that all tests share has little to look after.
+struct Topics {
+    brokers: String,
+    names: Vec<String>,
+}
+
+impl Drop for Topics {
+    fn drop(&mut self) {
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        super::admin(&self.brokers, async |admin, options| {
+            let options = options.request_timeout(Some(Duration::from_secs(5)));
+            // The broker of a test of faults may be gone, its topics with it.
+            let _ = admin.delete_topics(&names, &options).await;
+        });
     }
 }
 

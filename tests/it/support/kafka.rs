@@ -19,6 +19,9 @@ use std::{
 };
 use uuid::Uuid;
 
+/// Seconds that a broker of a test's own, killed and started again, waits for its former self.
+const SESSION: &str = "4";
+
 static BROKER: OnceLock<Option<String>> = OnceLock::new();
 
 fn script() -> Command {
@@ -34,7 +37,8 @@ fn script() -> Command {
 pub fn broker(test: &str) -> Option<String> {
     let broker = BROKER.get_or_init(|| {
         let dir = std::env::temp_dir().join(format!("millstream-kafka-{}", std::process::id()));
-        kafka_is_installed().then(|| start(&dir))
+        // Nobody kills this one, and it must not lose its partitions on a busy machine.
+        kafka_is_installed().then(|| start(&dir, "120"))
     });
     if broker.is_none() {
         left_out_for_want_of_kafka(test);
@@ -55,9 +59,11 @@ fn kafka_is_installed() -> bool {
 }
 
 /// Starts the broker of a folder, new or not; its address. It ends with this process.
-fn start(dir: &Path) -> String {
+fn start(dir: &Path, session: &str) -> String {
     let owner = std::process::id().to_string();
-    let started = script().args(["start", "--owner", &owner, "--dir"]).arg(dir).output().unwrap();
+    let mut start = script();
+    start.args(["start", "--owner", &owner, "--session", session, "--dir"]).arg(dir);
+    let started = start.output().unwrap();
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     String::from_utf8(started.stdout).unwrap().trim().to_owned()
 }
@@ -77,7 +83,7 @@ impl Broker {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let address = start(dir.path());
+        let address = start(dir.path(), SESSION);
         Some(Self { dir, address })
     }
 
@@ -89,7 +95,7 @@ impl Broker {
 
     /// Starts it again on the same port and data.
     pub fn start_again(&self) {
-        assert_eq!(start(self.dir.path()), self.address);
+        assert_eq!(start(self.dir.path(), SESSION), self.address);
     }
 
     /// SIGSTOP, until the guard is dropped.

@@ -12,7 +12,7 @@ mod slots;
 pub use bench::{Bench, expected};
 pub use kafka::{Broker, Sent, admin, broker, left_out, produce, produce_with};
 pub use node::{NodeProcess, millstream, run_json};
-pub use process::resident_bytes;
+pub use process::{resident_bytes, signal};
 pub use redis::RedisServer;
 pub use samples::{CommittedOffsets, Watch};
 pub use slots::Slot;
