@@ -170,6 +170,13 @@ pub struct PythonConfig {
     pub batch_deadline_s: f64,
     /// Seconds a permit lives without its holder's heartbeat.
     pub lease_s: f64,
+    /// Data memory of one worker, in MiB; what asks for more fails. 0: no limit.
+    pub memory_limit_mib: u64,
+    /// Batches after which a worker's process is replaced; 0: never.
+    pub recycle_batches: u64,
+    /// Growth of a worker's resident memory since its first batch, in MiB, after which its process
+    /// is replaced; 0: never.
+    pub recycle_growth_mib: u64,
 }
 
 impl Default for PythonConfig {
@@ -181,6 +188,9 @@ impl Default for PythonConfig {
             idle_stop_s: 30.0,
             batch_deadline_s: 30.0,
             lease_s: 10.0,
+            memory_limit_mib: 2048,
+            recycle_batches: 100_000,
+            recycle_growth_mib: 512,
         }
     }
 }

@@ -53,6 +53,10 @@ pub struct StreamConfig {
     pub topic: String,
     /// The script in `python.transforms_dir`, without `.py`.
     pub transform: String,
+    /// Whether the script keeps state between batches: then one worker runs the stream's batches of a
+    /// node one after the other, in the order of their positions.
+    #[serde(default)]
+    pub ordered: bool,
     /// The field that names the entity; never null.
     pub entity: String,
     /// The field that says when the event became true; never null.
@@ -97,6 +101,7 @@ impl StreamConfig {
                 name: name.into(),
                 topic: topic.into(),
                 transform: transform.into(),
+                ordered: false,
                 entity: entity.into(),
                 event_time: event_time.into(),
                 required: Vec::new(),

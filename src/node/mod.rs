@@ -11,7 +11,7 @@ use crate::{
         duckdb_writer::WriterThread,
         generator::GeneratorTasks,
         kafka_ingest::{Command, PollThread},
-        python_worker_supervisor::PythonStatus,
+        python_worker_supervisor::{PythonStatus, ScriptShelf},
         redis_queue,
         replayer::ReplayDesk,
     },
@@ -133,6 +133,15 @@ impl NodeView {
             ingest.tell(Command::AskAgain);
         }
         Ok(known)
+    }
+
+    /// Has every node take what a script version fails on for the data's fault.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn accept_script(&self, sha256: &str) -> anyhow::Result<()> {
+        let redis = self.redis.as_ref().context("this node has no Redis to tell it to")?;
+        Ok(ScriptShelf::accept(redis, &self.keys, sha256).await?)
     }
 
     /// The audit of ledger, tables and online store, with what this node knows of the broker.

@@ -20,6 +20,7 @@
 
 pub mod accumulator;
 pub mod apply;
+pub mod breaker;
 pub mod generation;
 pub mod lease;
 pub mod new_partition;

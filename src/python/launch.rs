@@ -41,6 +41,9 @@ pub struct WorkerSpec {
     /// How long the permit lasts under which the worker runs; it leaves 0.7 of this after the last
     /// heartbeat.
     pub lease: Duration,
+    /// Data memory (writable private mappings) that the process may have, in bytes; `None`: any.
+    /// Python sees a `MemoryError`; a library that cannot go on without ends the process.
+    pub memory_limit: Option<u64>,
 }
 
 /// Tells when a worker process has ended and is reaped. Outlives the
@@ -132,6 +135,7 @@ fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
         // Text is UTF-8 whatever the locale of the node; packages come from the spec alone.
         .env("PYTHONUTF8", "1")
         .env("PYTHONNOUSERSITE", "1");
+    let memory = spec.memory_limit.map(|bytes| libc::rlimit { rlim_cur: bytes, rlim_max: bytes });
     // SAFETY: async-signal-safe calls only. Only the forked child lets the socket live through exec,
     // so no other process started at this moment inherits it. The thread that starts the child waits
     // for it, so the child ends when the node does, however that ends, and not sooner.
@@ -139,6 +143,8 @@ fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
         command.pre_exec(move || {
             if libc::fcntl(fd, libc::F_SETFD, 0) < 0
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
+                || memory
+                    .is_some_and(|limit| libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) < 0)
             {
                 Err(io::Error::last_os_error())
             } else {

@@ -218,6 +218,12 @@ impl Keys {
         self.key("permits_wanted")
     }
 
+    /// Set: script versions whose failures an operator has taken for the data's fault.
+    #[must_use]
+    pub fn accepted_scripts(&self) -> String {
+        self.key("accepted_scripts")
+    }
+
     /// Hash: SHA-256 of a script → JSON with its `name` and `text`.
     #[must_use]
     pub fn scripts(&self) -> String {

@@ -72,6 +72,7 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         .route("/api/verify", post(verify))
         .route("/api/sources/adopt", post(adopt))
         .merge(super::dlq::routes())
+        .merge(super::transforms::routes())
         .with_state(view);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

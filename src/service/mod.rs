@@ -3,9 +3,11 @@
 mod dlq;
 mod grpc;
 mod http;
+mod transforms;
 
 pub use grpc::serve as grpc;
 pub use http::{AdoptBody, QueryBody, serve as http};
+pub use transforms::ResumeBody;
 
 use anyhow::Context;
 use std::net::SocketAddr;

@@ -105,6 +105,8 @@ pub const TRANSFORM: &str = "millstream_transform_seconds";
 pub const TRANSFORM_ROWS: &str = "millstream_transform_rows_total";
 /// Which version of which script runs.
 pub const SCRIPT_INFO: &str = "millstream_script_info";
+/// Whether a stream waits because its script is suspected.
+pub const SCRIPT_SUSPECTED: &str = "millstream_script_suspected";
 /// Writing a batch's critical features to Redis.
 pub const REDIS_WRITE: &str = "millstream_redis_write_seconds";
 /// Entries on the Redis queue.
@@ -167,6 +169,11 @@ pub const CATALOGUE: &[Metric] = &[
     seconds(TRANSFORM, "python_worker_supervisor", "Time in the script for one batch."),
     counter(TRANSFORM_ROWS, "python_worker_supervisor", "Rows that a script gave."),
     gauge(SCRIPT_INFO, "python_worker_supervisor", "1 for the running version of a script."),
+    gauge(
+        SCRIPT_SUSPECTED,
+        "python_worker_supervisor",
+        "1 while a stream waits because its script fails on too many rows.",
+    ),
     seconds(REDIS_WRITE, "redis_queue", "Writing a batch's critical features to Redis."),
     gauge(QUEUE_ENTRIES, "redis_queue", "Entries on the Redis queue."),
     seconds(DUCKDB_COMMIT, "duckdb_writer", "One transaction, from begin to commit."),

@@ -61,3 +61,33 @@ fn redis_that_hangs_is_waited_for() {
         frozen.thaw();
     });
 }
+
+#[test]
+fn redis_that_has_no_memory_left_is_waited_for() {
+    redis_suffers("redis_faults: out of memory", |redis, node| {
+        let set = |bytes: &str| {
+            let mut config = redis::cmd("CONFIG");
+            config.arg("SET").arg("maxmemory").arg(bytes);
+            let () = config.query(&mut redis.connection()).unwrap();
+        };
+        set("1mb");
+        let errors = "millstream_stage_errors_total";
+        wait_for("a write to be refused", || {
+            (node.metric(errors, &["redis_queue\"", "redis"]) >= 1.0).then_some(())
+        });
+        set("0");
+    });
+}
+
+#[test]
+fn redis_that_is_slow_slows_everything_and_loses_nothing() {
+    redis_suffers("redis_faults: slow", |redis, _| {
+        let mut connection = redis.connection();
+        // Two thirds of the time it answers nobody.
+        for _ in 0..30 {
+            let mut pause = redis::cmd("CLIENT");
+            let () = pause.arg("PAUSE").arg(100).arg("ALL").query(&mut connection).unwrap();
+            std::thread::park_timeout(std::time::Duration::from_millis(150));
+        }
+    });
+}

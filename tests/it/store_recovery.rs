@@ -103,16 +103,17 @@ fn a_database_restored_from_a_copy_is_read_on_from_its_own_positions() {
     bench.judge_well(&expected(&tasks));
 }
 
-/// Makes every flush of a process to its disk fail, until it is dropped.
-struct FailingDisk(Child);
+/// What happens to every flush of a process to its disk, until it is dropped.
+struct BadDisk(Child);
 
-impl FailingDisk {
-    /// `None` where processes may not be traced, which is said.
-    fn of(test: &str, pid: u32) -> Option<Self> {
+impl BadDisk {
+    /// `fault` as strace has it. `None` where processes may not be traced, which is said.
+    fn of(test: &str, pid: u32, fault: &str) -> Option<Self> {
         let log = tempfile::NamedTempFile::new().unwrap();
         let mut strace = Command::new("strace");
         strace.args(["-f", "-q", "-e", "trace=fsync,fdatasync,sync_file_range"]);
-        strace.args(["-e", "inject=fsync,fdatasync:error=EIO", "-p", &pid.to_string(), "-o"]);
+        let inject = format!("inject=fsync,fdatasync:{fault}");
+        strace.args(["-e", &inject, "-p", &pid.to_string(), "-o"]);
         strace.arg(log.path()).stderr(Stdio::piped());
         let child = strace.spawn().ok();
         let traced = || {
@@ -135,7 +136,7 @@ impl FailingDisk {
     }
 }
 
-impl Drop for FailingDisk {
+impl Drop for BadDisk {
     fn drop(&mut self) {
         // Asked to end, it lets go of the process, which goes on.
         signal(self.0.id(), libc::SIGTERM);
@@ -152,7 +153,7 @@ fn a_disk_that_fails_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_o
     let tasks = bench.generate();
     let (mut store, process) = (bench.node("store"), bench.node("process"));
     wait_for("load", || (store.committed_events() > 5_000).then_some(()));
-    let Some(failing) = FailingDisk::of(test, store.pid()) else { return };
+    let Some(failing) = BadDisk::of(test, store.pid(), "error=EIO") else { return };
     let errors = "millstream_stage_errors_total";
     wait_for("a write to fail", || {
         let failed = store.metric_if_up(errors, &["duckdb_writer"]).is_some_and(|n| n >= 1.0);
@@ -166,6 +167,41 @@ fn a_disk_that_fails_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_o
     }
     let before = store.committed_events();
     wait_for("the store to go on", || (store.committed_events() > before + 5_000).then_some(()));
+    tasks.stop();
+    process.verify();
+    process.stop_well();
+    store.stop_well();
+    bench.judge_well(&expected(&tasks));
+}
+
+#[test]
+fn a_store_killed_in_an_fsync_and_in_a_checkpoint_loses_nothing() {
+    let test = "store_recovery: killed in fsync";
+    let Some(brokers) = broker(test) else { return };
+    let mut bench = two_nodes(&brokers);
+    let _redis = bench.redis();
+    let tasks = bench.generate();
+    let process = bench.node("process");
+    for checkpoint in [false, true] {
+        let store = bench.node("store");
+        wait_for("load", || (store.committed_events() > 5_000).then_some(()));
+        // Far longer than until the kill.
+        let Some(slow) = BadDisk::of(test, store.pid(), "delay_enter=5s") else { return };
+        if checkpoint {
+            // Closing the file writes its log into it.
+            store.ask_to_stop();
+        }
+        let wal = bench.database().with_extension("duckdb.wal");
+        let size = || std::fs::metadata(&wal).map_or(0, |m| m.len());
+        let (before, since) = (size(), std::time::Instant::now());
+        wait_for("a write before its flush", || {
+            let written = size() != before || since.elapsed() > std::time::Duration::from_secs(3);
+            written.then_some(())
+        });
+        store.kill();
+        drop(slow);
+    }
+    let store = bench.node("store");
     tasks.stop();
     process.verify();
     process.stop_well();

@@ -8,7 +8,7 @@ use super::{
     runner::{RunError, Worker},
     scripts::ScriptShelf,
     slot::{News, Shift},
-    status::{label_of, lock},
+    status::{is_failure, label_of, lock},
 };
 use crate::{
     actors::{KafkaIngest, RedisQueue},
@@ -60,11 +60,24 @@ impl Job {
                 );
                 return shift.dismiss(worker, News::Again(vec![batch]));
             }
+            Err(RunError::Suspected(why)) => {
+                let news = News::Suspected(shift.key().clone(), batch, script.sha256.clone(), why);
+                return shift.dismiss(worker, news);
+            }
             Err(RunError::Worker(error)) => {
                 let news = News::Broken(shift.key().clone(), batch, why(&error));
                 return shift.dismiss(worker, news);
             }
         };
+        // What is pinned has worked before, and must not wait.
+        if shift.key().pinned.is_none() {
+            let failed = outcome.rejected.values().filter(|(reason, _)| is_failure(reason)).count();
+            let trust = shift.slot().trust.clone();
+            if let Some(why) = trust.judge(&script.sha256, decoded.batch.num_rows(), failed) {
+                let news = News::Suspected(shift.key().clone(), batch, script.sha256.clone(), why);
+                return shift.dismiss(worker, news);
+            }
+        }
         crate::crash_point!("d_transformed");
         let assembled = put_together(config, batch, decoded, outcome).await;
         let (batch, effects) = match assembled {
@@ -75,7 +88,14 @@ impl Job {
             let mut strikes = lock(&shift.slot().strikes);
             batch.parts.iter().for_each(|part| strikes.succeeded(&part.source, part.from, part.to));
         }
-        shift.give_back(worker);
+        match worker.grow_older() {
+            None => shift.give_back(worker),
+            // Its permit waits for it; this batch does not.
+            Some(cause) => drop(tokio::task::spawn_local(async move {
+                worker.retire(cause).await;
+                shift.give_back(worker);
+            })),
+        }
         let features = assemble::features(batch, &script, effects);
         for letter in features.parts.iter().flat_map(|part| &part.dead) {
             telemetry::dead_letters(letter.stage.name(), label_of(&letter.reason), 1);

@@ -6,6 +6,7 @@
 
 use super::{
     METER, PythonWorkerSupervisor,
+    aging::AgeLimits,
     job::Job,
     runner::{Recipe, Worker},
     slot::{LaneKey, News},
@@ -96,6 +97,9 @@ impl PythonWorkerSupervisor {
 
     /// Gives waiting batches to idle workers and asks for workers where there are too few.
     pub(super) fn dispatch(&mut self, key: &LaneKey, ctx: &mut Context<Self>) {
+        if self.waits_for_older(key) {
+            return;
+        }
         while let Some(lane) = self.lanes.get_mut(key)
             && !lane.queue.is_empty()
             && let Some((shift, worker)) = self.parts.workers.take(key)
@@ -123,7 +127,10 @@ impl PythonWorkerSupervisor {
             return;
         }
         let waits = lane.retry_at.is_some_and(|at| at > Instant::now());
-        let most = self.config.python.max_workers as usize;
+        let most = match self.config.streams[key.stream].ordered {
+            true => 1,
+            false => self.config.python.max_workers as usize,
+        };
         // The first worker at once; a further one, which costs a start, when batches pile up.
         let live = self.parts.workers.live(key);
         let enough = if live == 0 { 0 } else { PILE };
@@ -131,6 +138,16 @@ impl PythonWorkerSupervisor {
         if lane.queue.len() > enough + wanted && wanted + live < most && !waits {
             self.want(key, ctx);
         }
+    }
+
+    /// In an ordered stream, batches of the current version wait for those that are pinned: these
+    /// come before them.
+    fn waits_for_older(&self, key: &LaneKey) -> bool {
+        let older = |other: &LaneKey| other.stream == key.stream && other.pinned.is_some();
+        self.config.streams[key.stream].ordered
+            && key.pinned.is_none()
+            && (self.lanes.keys().any(older)
+                || self.parts.workers.crews().iter().any(|(other, _)| older(other)))
     }
 
     /// Asks for one more worker of a lane.
@@ -143,10 +160,20 @@ impl PythonWorkerSupervisor {
         self.last_want += 1;
         let (number, key) = (self.last_want, key.clone());
         let (path, scripts) = (self.path_of(key.stream), self.parts.scripts.clone());
-        let pinned = key.pinned.clone();
+        let (pinned, trust) = (key.pinned.clone(), self.parts.workers.trust.clone());
         let hiring = async move {
             let permit = permit.await.ok()?;
-            let file = Script::read(&path);
+            let mut file = Script::read(&path);
+            if pinned.is_none()
+                && let Ok(script) = &file
+                && let Some(why) = trust.why(&script.sha256)
+            {
+                if scripts.is_accepted(&script.sha256).await {
+                    trust.accept(&script.sha256);
+                } else {
+                    file = Err(std::io::Error::other(why));
+                }
+            }
             let found = match (pinned, file) {
                 (None, Ok(script)) => Found::Script(script),
                 (Some(pin), Ok(script)) if *script.sha256 == *pin => Found::Script(script),
@@ -212,6 +239,7 @@ impl PythonWorkerSupervisor {
             script_sha256: script.sha256.clone(),
             pid: None,
             busy: false,
+            ..WorkerStatus::default()
         };
         // The slot holds the worker, which must not hold the slot.
         let (announced, lease) = (Arc::downgrade(slot), permit.lease().clone());
@@ -229,6 +257,9 @@ impl PythonWorkerSupervisor {
                 }
             }),
             leases: slot.leases().clone(),
+            limits: AgeLimits::of(&self.config.python),
+            trust: key.pinned.is_none().then(|| slot.trust.clone()),
+            starts: slot.starts().clone(),
         };
         slot.add(key.clone(), number, Worker::new(recipe, permit), status);
         self.dispatch(key, ctx);
@@ -285,6 +316,22 @@ impl PythonWorkerSupervisor {
         ctx.run_later(LOAD_RETRY, move |actor, ctx| actor.dispatch(&key, ctx));
     }
 
+    /// The lane waits, visibly, for another version, or for an operator's word that what this one
+    /// fails on is dead.
+    fn suspect(&mut self, key: &LaneKey, sha256: &str, why: &str, ctx: &mut Context<Self>) {
+        let why = format!(
+            "version {} is suspected: {why}. Mend the script, or take its failures for the data's \
+             fault with `millstream transforms resume {} --dead-letter`",
+            short(sha256),
+            self.name_of(key)
+        );
+        self.parts.workers.trust.suspect(sha256, &why);
+        lock(&self.parts.status.suspected).insert(self.name_of(key), sha256.to_owned());
+        metrics::gauge!(m::SCRIPT_SUSPECTED, "stream" => self.name_of(key)).set(1.0);
+        self.parts.workers.dismiss_if(|_, idle| idle.worker.script().sha256 == sha256);
+        self.script_broken(key, &why, ctx);
+    }
+
     /// Looks at what became of workers and batches since the last time.
     pub(super) fn look(&mut self, ctx: &mut Context<Self>) {
         for news in self.parts.workers.news() {
@@ -294,10 +341,17 @@ impl PythonWorkerSupervisor {
                         self.freed(&key, number, hired_at);
                     }
                     self.dispatch(&key, ctx);
+                    if key.pinned.is_some() {
+                        self.dispatch(&LaneKey::current(key.stream), ctx);
+                    }
                 }
                 News::Broken(key, batch, why) => {
                     self.put_back(batch);
                     self.script_broken(&key, &why, ctx);
+                }
+                News::Suspected(key, batch, sha256, why) => {
+                    self.put_back(batch);
+                    self.suspect(&key, &sha256, &why, ctx);
                 }
                 News::Again(batches) => {
                     let keys: BTreeSet<_> =
@@ -338,17 +392,25 @@ impl PythonWorkerSupervisor {
 
     /// A worker got its batch through; it may have to leave all the same.
     fn freed(&mut self, key: &LaneKey, number: u64, hired_at: Instant) {
-        lock(&self.parts.status.broken).remove(&self.name_of(key));
+        let trust = self.parts.workers.trust.clone();
         let version = match &key.pinned {
             Some(pin) => Some(pin.clone()),
             None => self.parts.workers.version(key.stream),
         };
+        if version.as_deref().is_none_or(|version| trust.why(version).is_none()) {
+            let name = self.name_of(key);
+            lock(&self.parts.status.broken).remove(&name);
+            if lock(&self.parts.status.suspected).remove(&name).is_some() {
+                metrics::gauge!(m::SCRIPT_SUSPECTED, "stream" => name).set(0.0);
+            }
+        }
         // An old version's worker has nothing more to do when its batches are through.
         let is_over = key.pinned.is_some() && !self.lanes.contains_key(key);
         let leaves = is_over || self.must_yield(key, hired_at);
         self.parts.workers.dismiss_if(|_, idle| {
+            let sha256 = &idle.worker.script().sha256;
             idle.number == number
-                && (leaves || version.as_deref() != Some(&*idle.worker.script().sha256))
+                && (leaves || version.as_deref() != Some(&**sha256) || trust.why(sha256).is_some())
         });
     }
 

@@ -6,6 +6,8 @@
 //!
 //! * every event of a batch is in its result: kept, dead with a reason, or filtered;
 //! * a script can crash, hang or lie: the rows at fault become dead letters, the others land;
+//! * a script version that fails on more than a fifth of the rows is at fault itself: its stream waits,
+//!   visibly, and nothing is dead for it;
 //! * a batch that is pinned to a script version runs under exactly that one, as long as Redis has
 //!   its text; the others run under the file's;
 //! * workers are started on demand and none lives when idle;
@@ -16,13 +18,16 @@
 //! | file | holds |
 //! |---|---|
 //! | `lanes` | which batch waits where, and when workers come and go |
+//! | `aging` | when a worker's process is replaced |
 //! | `slot` | the workers, which outlive the actor |
 //! | `job` | one batch through one worker |
 //! | `runner` | one worker under one permit, whatever its script does |
 //! | `assemble` | the script's rows and the decoder's dead letters as the effect of each part |
 //! | `scripts` | the texts of versions that showed values online |
+//! | `trust` | which versions are suspected as a whole |
 //! | `strikes` | when a source is halted because of a defect of ours |
 
+mod aging;
 mod assemble;
 mod job;
 mod lanes;
@@ -31,6 +36,7 @@ mod scripts;
 mod slot;
 mod status;
 mod strikes;
+mod trust;
 
 pub use scripts::ScriptShelf;
 pub use slot::WorkerSlot;
@@ -101,6 +107,10 @@ impl PythonWorkerSupervisor {
             site_dirs: parts.site_dirs.clone(),
             script_dirs: vec![config.python.transforms_dir.clone()],
             lease: Duration::from_secs_f64(config.python.lease_s),
+            memory_limit: match config.python.memory_limit_mib {
+                0 => None,
+                mebibytes => Some(mebibytes << 20),
+            },
         };
         let decoders = config.streams.iter().map(|s| Decoder::new(Arc::new(s.clone()))).collect();
         Self {

@@ -3,16 +3,22 @@
 //! | what happens | answer |
 //! |---|---|
 //! | the script rejects or raises on one event (one-event style) | that event is dead, the worker goes on |
-//! | the batch fails (exception, wrong output, signal, deadline) | once more in a fresh process, then halves |
+//! | the batch fails (exception, wrong output, signal, deadline) | once more in a fresh process |
+//! | it fails again | a sample of its rows, then halves: for `k` bad rows of `n` at most 2·k·log2(n) pieces, with deadlines that shrink with them |
+//! | most of the sample fails | the script is suspected: no data is dead, see `protocol/breaker.rs` |
 //! | a single row fails twice | it is dead, with the failure as its reason |
 //! | the script cannot be loaded | the batch waits, visibly: no data is dead for the code's fault |
 //! | the lease was lost, and the process with it | the batch is run by another worker: no data is dead for that |
 
-use super::assemble::{Outcome, Rejections};
+use super::{
+    aging::{self, Age, AgeLimits},
+    assemble::{Outcome, Rejections},
+    trust::Trust,
+};
 use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::Permit,
-    protocol::lease::HEARTBEAT_SHARE,
+    protocol::{breaker, lease::HEARTBEAT_SHARE},
     python::{
         ExitWatch, Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
         schema,
@@ -28,11 +34,15 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::Semaphore;
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 
 /// How long a worker may take to leave when asked.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// A piece of a batch may run for its share of the deadline, but at least for this part of it.
+const LEAST_SHARE: u32 = 20;
 
 /// Told of every process that is started, so that its lease's renewals reach it.
 pub type Announce = Arc<dyn Fn(u32, Heartbeat) + Send + Sync>;
@@ -52,6 +62,12 @@ pub struct Recipe {
     pub announce: Announce,
     /// Tells when the worker's lease was renewed.
     pub leases: Arc<HeldLeases>,
+    /// When its process is replaced.
+    pub limits: AgeLimits,
+    /// A start takes one of these.
+    pub starts: Arc<Semaphore>,
+    /// Whether its version may be suspected, and what is known of that; `None`: it may not.
+    pub trust: Option<Arc<Trust>>,
 }
 
 /// Why a batch did not get through that is not the data's fault.
@@ -60,6 +76,9 @@ pub enum RunError {
     /// The lease was lost or not renewed for long: no process may run under it.
     #[error("the worker's lease was lost")]
     LeaseLost,
+    /// The script fails on so much that it is at fault, not the rows.
+    #[error("the script is suspected: {0}")]
+    Suspected(String),
     /// The worker cannot be started or the script not loaded.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -72,13 +91,16 @@ pub struct Worker {
     reaped: Option<ExitWatch>,
     permit: Option<Permit>,
     recipe: Recipe,
+    age: Age,
+    start_s: Option<f64>,
 }
 
 impl Worker {
     /// A worker that will start with its first batch.
     #[must_use]
     pub fn new(recipe: Recipe, permit: Permit) -> Self {
-        Self { process: None, reaped: None, permit: Some(permit), recipe }
+        let (age, permit) = (Age::default(), Some(permit));
+        Self { process: None, reaped: None, permit, recipe, age, start_s: None }
     }
 
     /// The version that it runs.
@@ -91,6 +113,39 @@ impl Worker {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(WorkerProcess::pid)
+    }
+
+    /// What its process has behind it.
+    #[must_use]
+    pub fn age(&self) -> Age {
+        self.age
+    }
+
+    /// How long its process took to start and load the script, in seconds.
+    #[must_use]
+    pub fn start_s(&self) -> Option<f64> {
+        self.start_s
+    }
+
+    /// A batch went through. Why its process should leave now; `None`: it may go on.
+    pub fn grow_older(&mut self) -> Option<&'static str> {
+        let resident = self.pid().and_then(aging::resident_bytes);
+        self.age.after_batch(resident, self.recipe.limits)
+    }
+
+    /// The process leaves in good order; the next batch starts another.
+    pub async fn retire(&mut self, cause: &'static str) {
+        tracing::info!(
+            script = self.recipe.script.name,
+            cause,
+            batches = self.age.batches,
+            resident_bytes = self.age.resident,
+            "a worker is replaced"
+        );
+        metrics::counter!(m::WORKER_RESTARTS, "cause" => cause).increment(1);
+        if let Some(process) = self.process.take() {
+            process.stop(STOP_GRACE).await;
+        }
     }
 
     /// When its lease was renewed last; `None` once no process may run under it any more: it would
@@ -116,6 +171,8 @@ impl Worker {
             self.kill().await;
         }
         if self.process.is_none() {
+            // Nobody closes it.
+            let _turn = self.recipe.starts.clone().acquire_owned().await;
             let started = Instant::now();
             let leased_at = self.leased_at().ok_or(RunError::LeaseLost)?;
             let process = WorkerProcess::spawn_under(&self.recipe.spec, leased_at).await?;
@@ -135,6 +192,8 @@ impl Worker {
                 return Err(self.blamed(error));
             }
             metrics::histogram!(m::WORKER_START).record(started.elapsed());
+            self.start_s = Some(started.elapsed().as_secs_f64());
+            self.age = Age::default();
         }
         // Set just above, or before; there is no way around.
         self.process.as_mut().ok_or(RunError::Worker(WorkerError::Poisoned))
@@ -174,7 +233,7 @@ impl Worker {
             });
         }
         let started = Instant::now();
-        let outcome = self.isolate(batch, 0).await?;
+        let outcome = self.isolate_whole(batch).await?;
         let name = self.recipe.script.name.clone();
         metrics::histogram!(m::TRANSFORM, "script" => name.clone()).record(started.elapsed());
         metrics::counter!(m::TRANSFORM_ROWS, "script" => name)
@@ -182,36 +241,110 @@ impl Worker {
         Ok(outcome)
     }
 
-    /// `first` is the number, in the whole batch, of the first row of this piece.
-    async fn isolate(&mut self, piece: &RecordBatch, first: u32) -> Result<Outcome, RunError> {
-        let failure = match self.attempt(piece).await? {
-            Ok(output) => return Ok(shift(output, first)),
+    /// The whole batch; when it fails, once more in a fresh process, whatever state the script was
+    /// in; when it fails again, a sample tells whether it is the rows or the script.
+    async fn isolate_whole(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
+        let deadline = self.recipe.deadline;
+        let failure = match self.attempt(batch, deadline).await? {
+            Ok(output) => return Ok(shift(output, 0)),
             Err(failure) => failure,
         };
         METER.error("batch_failure");
         tracing::warn!(
             script = self.recipe.script.name,
-            rows = piece.num_rows(),
+            rows = batch.num_rows(),
             reason = failure.reason,
             detail = failure.detail,
             "the script failed on a batch; trying again in a fresh worker"
         );
         self.kill().await;
         metrics::counter!(m::WORKER_RESTARTS, "cause" => failure.label()).increment(1);
-        let failure = match self.attempt(piece).await? {
-            Ok(output) => return Ok(shift(output, first)),
+        let failure = match self.attempt(batch, deadline).await? {
+            Ok(output) => return Ok(shift(output, 0)),
             Err(failure) => failure,
         };
-        let n = piece.num_rows();
-        if n == 1 {
-            let rejected = Rejections::from([(first, (failure.reason, failure.detail))]);
-            return Ok(Outcome { rows: RecordBatch::new_empty(schema::canonical()), rejected });
+        if batch.num_rows() == 1 {
+            return Ok(dead(0, failure));
         }
-        let half = n / 2;
+        self.sample(batch).await?;
+        self.halves(batch, 0, batch.num_rows()).await
+    }
+
+    /// Tries single rows all over a batch that failed twice.
+    async fn sample(&mut self, batch: &RecordBatch) -> Result<(), RunError> {
+        let n = batch.num_rows();
+        let trust = self.recipe.trust.clone();
+        let Some(trust) = trust.filter(|_| n as u64 >= breaker::MIN_ROWS) else { return Ok(()) };
+        if trust.is_accepted(&self.recipe.script.sha256) {
+            return Ok(());
+        }
+        let (mut failures, mut last) = (0, None);
+        for row in breaker::sample(n) {
+            let piece = renumber(&batch.slice(row, 1));
+            if let Err(failure) = self.attempt(&piece, self.share(1, n)).await? {
+                failures += 1;
+                last = Some(failure);
+            }
+        }
+        match last {
+            Some(Failure { reason, detail }) if failures >= breaker::SAMPLE_FAILURES => {
+                Err(RunError::Suspected(format!(
+                    "of {} rows spread over a batch of {n} it fails on {failures}, the last time with {reason}: {detail}",
+                    breaker::SAMPLE
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How long `rows` of a batch of `whole` may run.
+    fn share(&self, rows: usize, whole: usize) -> Duration {
+        let deadline = self.recipe.deadline;
+        deadline.mul_f64(rows as f64 / whole.max(1) as f64).max(deadline / LEAST_SHARE)
+    }
+
+    /// A piece of a batch of `whole` rows, tried once; a single row twice. `first` is the number, in
+    /// the whole batch, of its first row. A process that lives through a failure goes on with the
+    /// next piece: a script is a function of its rows.
+    async fn isolate(
+        &mut self,
+        piece: &RecordBatch,
+        first: u32,
+        whole: usize,
+    ) -> Result<Outcome, RunError> {
+        let n = piece.num_rows();
+        let deadline = self.share(n, whole);
+        let mut tries = if n == 1 { 2 } else { 1 };
+        loop {
+            let failure = match self.attempt(piece, deadline).await? {
+                Ok(output) => return Ok(shift(output, first)),
+                Err(failure) => failure,
+            };
+            tracing::debug!(rows = n, first, reason = failure.reason, "a piece of a batch failed");
+            if self.process.is_none() {
+                metrics::counter!(m::WORKER_RESTARTS, "cause" => failure.label()).increment(1);
+            }
+            tries -= 1;
+            if tries == 0 && n == 1 {
+                return Ok(dead(first, failure));
+            }
+            if tries == 0 {
+                return self.halves(piece, first, whole).await;
+            }
+        }
+    }
+
+    async fn halves(
+        &mut self,
+        piece: &RecordBatch,
+        first: u32,
+        whole: usize,
+    ) -> Result<Outcome, RunError> {
+        let (n, half) = (piece.num_rows(), piece.num_rows() / 2);
         let (left, right) =
             (renumber(&piece.slice(0, half)), renumber(&piece.slice(half, n - half)));
-        let mut left = Box::pin(self.isolate(&left, first)).await?;
-        let right = Box::pin(self.isolate(&right, first + half as u32)).await?;
+        let mut left = Box::pin(self.isolate(&left, first, whole)).await?;
+        let right = Box::pin(self.isolate(&right, first + half as u32, whole)).await?;
         left.rejected.extend(right.rejected);
         left.rows = concat_batches(&schema::canonical(), [&left.rows, &right.rows])
             .map_err(|e| WorkerError::Protocol(e.to_string()))?;
@@ -222,14 +355,14 @@ impl Worker {
     async fn attempt(
         &mut self,
         piece: &RecordBatch,
+        deadline: Duration,
     ) -> Result<Result<TransformOutput, Failure>, RunError> {
-        let deadline = self.recipe.deadline;
         let process = self.start().await?;
         let failure = match tokio::time::timeout(deadline, process.transform(piece)).await {
             Ok(Ok(output)) => return Ok(Ok(output)),
             Ok(Err(error)) => match self.blamed(error) {
                 RunError::Worker(error) => Failure::of(error)?,
-                lost => return Err(lost),
+                other => return Err(other),
             },
             Err(_) => Failure {
                 reason: "timeout".into(),
@@ -241,6 +374,12 @@ impl Worker {
         }
         Ok(Err(failure))
     }
+}
+
+/// A single row that failed twice.
+fn dead(row: u32, failure: Failure) -> Outcome {
+    let rejected = Rejections::from([(row, (failure.reason, failure.detail))]);
+    Outcome { rows: RecordBatch::new_empty(schema::canonical()), rejected }
 }
 
 impl Drop for Worker {
@@ -273,6 +412,7 @@ impl Failure {
         let (reason, detail) = match error {
             WorkerError::Exited { exit, stderr } => {
                 let reason = match (exit.signal, exit.code) {
+                    _ if wants_memory(&stderr) => "out_of_memory".to_owned(),
                     (Some(signal), _) => format!("worker_signal:{signal}"),
                     (None, code) => format!("worker_exit:{}", code.unwrap_or(-1)),
                 };
@@ -301,6 +441,13 @@ impl Failure {
             _ => "protocol",
         }
     }
+}
+
+/// Whether a process said, when it ended, that it got no memory: Rust's word, C++'s, Python's.
+fn wants_memory(stderr: &str) -> bool {
+    ["memory allocation of ", "std::bad_alloc", "MemoryError"]
+        .iter()
+        .any(|word| stderr.contains(word))
 }
 
 /// Row numbers of a piece become those of the whole batch.

@@ -28,6 +28,7 @@ struct Kept {
 pub struct ScriptShelf {
     redis: RedisLink,
     key: String,
+    accepted: String,
     /// Redis' generation as this node knows it: another one has lost what an earlier one had.
     generation: Arc<Mutex<String>>,
     /// What is known to be kept, by generation and version.
@@ -42,6 +43,7 @@ impl ScriptShelf {
         Self {
             redis,
             key: keys.scripts(),
+            accepted: keys.accepted_scripts(),
             generation,
             published: Mutex::default(),
             connection: tokio::sync::OnceCell::new(),
@@ -99,6 +101,24 @@ impl ScriptShelf {
             return None;
         }
         Some(script)
+    }
+
+    /// An operator has said that what a version fails on is dead, on every node.
+    ///
+    /// # Errors
+    /// Redis' word.
+    pub async fn accept(redis: &RedisLink, keys: &Keys, sha256: &str) -> redis::RedisResult<()> {
+        redis.manager().await?.sadd(keys.accepted_scripts(), sha256).await
+    }
+
+    /// Whether an operator has said so. A Redis that does not answer has not.
+    pub async fn is_accepted(&self, sha256: &str) -> bool {
+        let mut connection = self.connection().await;
+        let accepted: redis::RedisResult<bool> = connection.sismember(&self.accepted, sha256).await;
+        accepted.unwrap_or_else(|error| {
+            tracing::warn!(%error, "it could not be asked whether a script is accepted");
+            false
+        })
     }
 
     async fn connection(&self) -> ConnectionManager {

@@ -12,6 +12,7 @@ use super::{
     runner::Worker,
     status::{PythonStatus, WorkerStatus, lock},
     strikes::Strikes,
+    trust::Trust,
 };
 use crate::{actors::worker_semaphore::HeldLeases, messages::EventBatch, python::Heartbeat};
 use std::{
@@ -19,7 +20,10 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinHandle,
+};
 
 /// Whose batches a worker runs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +53,8 @@ pub enum News {
     Free(LaneKey, Option<(u64, Instant)>),
     /// The script does not load: why, and the batch that waits for it.
     Broken(LaneKey, EventBatch, String),
+    /// The script's version fails on too much: the version, why, and the batch that waits.
+    Suspected(LaneKey, EventBatch, String, String),
     /// Batches that must be run once more.
     Again(Vec<EventBatch>),
 }
@@ -76,8 +82,11 @@ pub struct WorkerSlot {
     inner: Mutex<Inner>,
     noticed: Notify,
     beating: Mutex<Option<JoinHandle<()>>>,
+    starts: Arc<Semaphore>,
     /// Failures that are ours.
     pub strikes: Mutex<Strikes>,
+    /// Versions that are suspected.
+    pub trust: Arc<Trust>,
 }
 
 impl WorkerSlot {
@@ -90,7 +99,9 @@ impl WorkerSlot {
             inner: Mutex::default(),
             noticed: Notify::new(),
             beating: Mutex::default(),
+            starts: Arc::new(Semaphore::new(starts_at_once())),
             strikes: Mutex::default(),
+            trust: Arc::default(),
         }
     }
 
@@ -98,6 +109,13 @@ impl WorkerSlot {
     #[must_use]
     pub fn leases(&self) -> &Arc<HeldLeases> {
         &self.leases
+    }
+
+    /// Workers that start at the same time: loading packages takes a processor each, and those that
+    /// run must not fall silent for it.
+    #[must_use]
+    pub fn starts(&self) -> &Arc<Semaphore> {
+        &self.starts
     }
 
     /// Passes renewals of leases on to the workers from now on, whether an instance lives or not.
@@ -167,7 +185,8 @@ impl WorkerSlot {
         }
         let Idle { number, worker, hired_at, .. } = idle;
         let (slot, key) = (self.clone(), key.clone());
-        Some((Shift { slot, key, number, hired_at, over: false }, worker))
+        let since = Instant::now();
+        Some((Shift { slot, key, number, hired_at, since, over: false }, worker))
     }
 
     /// Workers that a lane has.
@@ -252,6 +271,11 @@ impl WorkerSlot {
     }
 }
 
+/// Half of the processors, at least one.
+fn starts_at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
+}
+
 /// The time in which a worker has a batch. Dropped before it is over — the task that ran the batch
 /// panicked, and the worker was dropped with it — the worker is counted no more.
 pub struct Shift {
@@ -259,6 +283,7 @@ pub struct Shift {
     key: LaneKey,
     number: u64,
     hired_at: Instant,
+    since: Instant,
     over: bool,
 }
 
@@ -280,7 +305,11 @@ impl Shift {
         let (slot, key, number) = (self.slot.clone(), self.key.clone(), self.number);
         if let Some(status) = lock(&slot.status.workers).get_mut(&number) {
             status.busy = false;
+            status.busy_s += self.since.elapsed().as_secs_f64();
             status.pid = worker.pid();
+            status.batches = worker.age().batches;
+            status.resident_bytes = worker.age().resident;
+            status.start_s = worker.start_s();
         }
         let idle = Idle { number, worker, since: Instant::now(), hired_at: self.hired_at };
         lock(&slot.inner).crews.entry(key.clone()).or_default().idle.push(idle);

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The workers of this node, for the status page.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct WorkerStatus {
     /// Its stream.
     pub stream: String,
@@ -16,6 +16,14 @@ pub struct WorkerStatus {
     pub pid: Option<u32>,
     /// Whether it has a batch.
     pub busy: bool,
+    /// Batches that its process has had.
+    pub batches: u64,
+    /// Seconds that it had batches.
+    pub busy_s: f64,
+    /// Resident memory after its last batch, in bytes.
+    pub resident_bytes: u64,
+    /// Seconds from the start of its process until its script was loaded.
+    pub start_s: Option<f64>,
 }
 
 /// Shared with the status page: workers by number, and streams that wait for their script.
@@ -23,8 +31,18 @@ pub struct WorkerStatus {
 pub struct PythonStatus {
     /// Live workers.
     pub workers: Mutex<HashMap<u64, WorkerStatus>>,
-    /// Stream → why its script does not load.
+    /// Stream → why it waits: its script does not load, or is suspected.
     pub broken: Mutex<HashMap<String, String>>,
+    /// Stream → the version that is suspected.
+    pub suspected: Mutex<HashMap<String, String>>,
+}
+
+impl PythonStatus {
+    /// The version of a stream's script that is suspected, if one is.
+    #[must_use]
+    pub fn suspected(&self, stream: &str) -> Option<String> {
+        lock(&self.suspected).get(stream).cloned()
+    }
 }
 
 /// A poisoned lock only says that a holder panicked between two map operations.
@@ -32,11 +50,24 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a reason says that the script failed on a row, rather than rejected it.
+pub(super) fn is_failure(reason: &str) -> bool {
+    FAILURES.contains(&reason.split(':').next().unwrap_or_default())
+}
+
+const FAILURES: [&str; 7] = [
+    "exception",
+    "contract",
+    "timeout",
+    "out_of_memory",
+    "worker_protocol",
+    "worker_signal",
+    "worker_exit",
+];
+
 /// Reasons that scripts give themselves would make a label without bounds.
 pub(super) fn label_of(reason: &str) -> &str {
-    const KNOWN: [&str; 6] =
-        ["exception", "contract", "timeout", "out_of_memory", "worker_protocol", "worker_signal"];
     let head = reason.split(':').next().unwrap_or_default();
     let decode = crate::decode::reasons::ALL.contains(&head);
-    if decode || KNOWN.contains(&head) { head } else { "rejected_by_script" }
+    if decode || FAILURES.contains(&head) { head } else { "rejected_by_script" }
 }

@@ -4,10 +4,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cap;
 mod contract;
 mod death;
 mod loading;
 mod misbehaviour;
+mod poison;
 mod promised;
 mod starting;
 mod styles;
@@ -50,6 +52,7 @@ fn spec() -> WorkerSpec {
         site_dirs: vec![site_dir()],
         script_dirs: Vec::new(),
         lease: LEASE,
+        memory_limit: None,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Workers that are not started: what counts here is who has them, and where their permits are.
 
-use super::{super::runner::Recipe, *};
+use super::{
+    super::{aging::AgeLimits, runner::Recipe},
+    *,
+};
 use crate::{messages::Permit, python::Script, python::WorkerSpec};
 use std::path::Path;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -36,8 +39,7 @@ impl Bench {
         let status = WorkerStatus {
             stream: "s".into(),
             script_sha256: script.sha256.clone(),
-            pid: None,
-            busy: false,
+            ..WorkerStatus::default()
         };
         let recipe = Recipe {
             spec: WorkerSpec {
@@ -46,12 +48,16 @@ impl Bench {
                 site_dirs: Vec::new(),
                 script_dirs: Vec::new(),
                 lease: LEASE,
+                memory_limit: None,
             },
             script: Arc::new(script),
             input: Arc::new(arrow::datatypes::Schema::empty()),
             deadline: LEASE,
             announce: Arc::new(|_, _| {}),
             leases: self.leases.clone(),
+            limits: AgeLimits { batches: 0, growth: 0 },
+            starts: self.slot.starts().clone(),
+            trust: None,
         };
         let worker = Worker::new(recipe, Permit::new(lease, LEASE, self.released.clone()));
         self.slot.add(key, number, worker, status);

@@ -1,0 +1,131 @@
+//! Never more workers than the cap, over all nodes, whatever happens to nodes and to Redis.
+
+use crate::support::{Bench, NodeProcess, Watch, broker, expected, wait_for};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const CAP: usize = 3;
+/// How often processes are counted.
+const SAMPLE: Duration = Duration::from_millis(10);
+/// How long the load lasts.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The worker processes that a process has started and that live.
+fn workers_of(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let children = threads
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let children = children.collect::<Vec<_>>().join(" ");
+    let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.filter(|pid| is_worker(*pid)).collect()
+}
+
+fn is_worker(pid: u32) -> bool {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split('\0').nth(1) == Some("python-worker")
+}
+
+/// Counts the workers of some nodes all the time; those of a killed node until they are gone.
+struct Counter {
+    nodes: Arc<Mutex<Vec<u32>>>,
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<(usize, usize)>,
+}
+
+impl Counter {
+    fn start() -> Self {
+        let (nodes, stop) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicBool>::default());
+        let (watched, stopped) = (nodes.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let (mut most, mut samples, mut alive) = (0, 0, BTreeSet::new());
+            while !stopped.load(Ordering::Relaxed) {
+                let next = Instant::now() + SAMPLE;
+                for node in watched.lock().unwrap().iter() {
+                    alive.extend(workers_of(*node));
+                }
+                // A process that is dead but not reaped has no command line any more.
+                alive.retain(|pid| is_worker(*pid));
+                most = most.max(alive.len());
+                samples += 1;
+                std::thread::park_timeout(next.saturating_duration_since(Instant::now()));
+            }
+            (most, samples)
+        });
+        Self { nodes, stop, thread }
+    }
+
+    fn watch(&self, node: &NodeProcess) {
+        self.nodes.lock().unwrap().push(node.pid());
+    }
+
+    /// The most that lived at once, and how often it was looked.
+    fn end(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
+    let Some(brokers) = broker("cap: two nodes") else { return };
+    let mut bench = Bench::new(&brokers);
+    bench.config.generator.rate = 4_000.0;
+    bench.config.batch.max_rows = 250;
+    bench.config.python.max_workers = CAP as u32;
+    // Workers come and go.
+    bench.config.python.idle_stop_s = 1.0;
+    bench.short_sessions();
+    let redis = bench.redis();
+    let tasks = bench.generate();
+    let watch = Watch::start(&bench);
+    let counter = Counter::start();
+    let store = bench.node("store");
+    let start = || {
+        let node = bench.node("process");
+        counter.watch(&node);
+        node
+    };
+    let (one, mut two) = (start(), start());
+    watch.ask(&one);
+    let begun = Instant::now();
+    let until = |part: f64| begun + MINUTE.mul_f64(part);
+    let both_work = |one: &NodeProcess, two: &NodeProcess| {
+        wait_for("both nodes to have a worker", || {
+            let has = |node: &NodeProcess| !workers_of(node.pid()).is_empty();
+            (has(one) && has(two)).then_some(())
+        });
+    };
+    both_work(&one, &two);
+    sleep_until(until(0.25));
+    two.kill();
+    two = start();
+    both_work(&one, &two);
+    sleep_until(until(0.5));
+    let () = redis::cmd("FLUSHALL").query(&mut redis.connection()).unwrap();
+    both_work(&one, &two);
+    let before = store.committed_events();
+    sleep_until(until(1.0));
+    assert!(store.committed_events() > before + 20_000, "both streams flow");
+    tasks.stop();
+    one.verify();
+    watch.end();
+    for node in [one, two, store] {
+        node.stop_well();
+    }
+    let (most, samples) = counter.end();
+    assert!(most <= CAP, "{most} workers at once, of {CAP} allowed");
+    assert_eq!(most, CAP, "the cap was reached in {samples} samples");
+    assert!(samples > 2_000, "{samples} samples");
+    bench.judge_well(&expected(&tasks));
+}
+
+fn sleep_until(at: Instant) {
+    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+}
