@@ -19,6 +19,7 @@
 //! | `slot` | the workers, which outlive the actor |
 //! | `job` | one batch through one worker |
 //! | `runner` | one worker under one permit, whatever its script does |
+//! | `rehearsal` | a script over records without a node |
 //! | `assemble` | the script's rows and the decoder's dead letters as the effect of each part |
 //! | `scripts` | the texts of versions that showed values online |
 //! | `strikes` | when a source is halted because of a defect of ours |
@@ -26,12 +27,14 @@
 mod assemble;
 mod job;
 mod lanes;
+mod rehearsal;
 mod runner;
 mod scripts;
 mod slot;
 mod status;
 mod strikes;
 
+pub use rehearsal::{Rehearsal, RehearsalError, RehearsalParts};
 pub use scripts::ScriptShelf;
 pub use slot::WorkerSlot;
 pub use status::{PythonStatus, WorkerStatus};

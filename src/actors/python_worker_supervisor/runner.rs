@@ -1,4 +1,5 @@
-//! One worker under one permit, and how a batch gets through it whatever the script does.
+//! One worker, and how a batch gets through it whatever the script does. A node's worker lives under
+//! a permit; that of a [`Rehearsal`](super::Rehearsal) needs none.
 //!
 //! | what happens | answer |
 //! |---|---|
@@ -14,8 +15,8 @@ use crate::{
     messages::Permit,
     protocol::lease::HEARTBEAT_SHARE,
     python::{
-        ExitWatch, Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
-        schema,
+        ExitWatch, Heartbeat, Loaded, Script, TransformOutput, WorkerError, WorkerProcess,
+        WorkerSpec, schema,
     },
     telemetry::{StageMeter, catalogue as m},
 };
@@ -65,12 +66,22 @@ pub enum RunError {
     Worker(#[from] WorkerError),
 }
 
-/// A worker with its permit.
+/// By what right a worker's processes live.
+enum Right {
+    /// As long as the permit's lease is renewed.
+    Permit(Permit),
+    /// As long as the command that they serve.
+    Command,
+}
+
+/// A worker with the right to run.
 pub struct Worker {
     process: Option<WorkerProcess>,
+    /// What the last process said of the script.
+    loaded: Option<Loaded>,
     /// Tells when the last process is reaped.
     reaped: Option<ExitWatch>,
-    permit: Option<Permit>,
+    right: Option<Right>,
     recipe: Recipe,
 }
 
@@ -78,7 +89,17 @@ impl Worker {
     /// A worker that will start with its first batch.
     #[must_use]
     pub fn new(recipe: Recipe, permit: Permit) -> Self {
-        Self { process: None, reaped: None, permit: Some(permit), recipe }
+        Self::by(Right::Permit(permit), recipe)
+    }
+
+    /// One outside of a node, which the cap on workers does not count.
+    #[must_use]
+    pub fn of_a_command(recipe: Recipe) -> Self {
+        Self::by(Right::Command, recipe)
+    }
+
+    fn by(right: Right, recipe: Recipe) -> Self {
+        Self { process: None, loaded: None, reaped: None, right: Some(right), recipe }
     }
 
     /// The version that it runs.
@@ -93,12 +114,18 @@ impl Worker {
         self.process.as_ref().map(WorkerProcess::pid)
     }
 
+    /// What the worker said when it loaded the script last.
+    #[must_use]
+    pub fn loaded(&self) -> Option<Loaded> {
+        self.loaded
+    }
+
     /// When its lease was renewed last; `None` once no process may run under it any more: it would
     /// live longer than the lease.
     fn leased_at(&self) -> Option<Instant> {
-        let lease = self.permit.as_ref()?.lease();
+        let Right::Permit(permit) = self.right.as_ref()? else { return Some(Instant::now()) };
         let patience = self.recipe.spec.lease.mul_f64(HEARTBEAT_SHARE);
-        self.recipe.leases.renewed_at(lease).filter(|at| at.elapsed() < patience)
+        self.recipe.leases.renewed_at(permit.lease()).filter(|at| at.elapsed() < patience)
     }
 
     /// Whether a process may run under its lease.
@@ -130,9 +157,12 @@ impl Worker {
                     traceback: String::new(),
                 }),
             };
-            if let Err(error) = loaded {
-                self.kill().await;
-                return Err(self.blamed(error));
+            match loaded {
+                Ok(loaded) => self.loaded = Some(loaded),
+                Err(error) => {
+                    self.kill().await;
+                    return Err(self.blamed(error));
+                }
             }
             metrics::histogram!(m::WORKER_START).record(started.elapsed());
         }
@@ -148,12 +178,12 @@ impl Worker {
         }
     }
 
-    /// Asks the process to leave and gives the permit back once it was reaped.
+    /// Asks the process to leave and gives the permit, if there is one, back once it was reaped.
     pub async fn stop(mut self) {
         if let Some(process) = self.process.take() {
             process.stop(STOP_GRACE).await;
         }
-        self.permit = None;
+        self.right = None;
     }
 
     async fn kill(&mut self) {
@@ -247,14 +277,14 @@ impl Drop for Worker {
     /// Dropped alive — its supervisor was killed, wherever it was just then — the permit stays
     /// taken until the process is reaped, or there could be one worker too many.
     fn drop(&mut self) {
-        let (Some(mut reaped), Some(permit)) = (self.reaped.take(), self.permit.take()) else {
+        let (Some(mut reaped), Some(right)) = (self.reaped.take(), self.right.take()) else {
             return;
         };
         self.process = None;
         if reaped.get().is_none() {
             std::thread::spawn(move || {
                 futures::executor::block_on(reaped.wait());
-                drop(permit);
+                drop(right);
             });
         }
     }
