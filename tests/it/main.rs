@@ -30,3 +30,4 @@ mod store_recovery;
 mod supervision;
 mod support;
 mod telemetry;
+mod transforms_cli;
