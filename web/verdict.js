@@ -32,8 +32,8 @@ export function lost(age, reason) {
 
 function troublesOf({ halted, down, broken }) {
   const troubles = [];
-  if (broken.length === 1) troubles.push(`the script of ${broken[0]} does not load`);
-  if (broken.length > 1) troubles.push(`the scripts of ${listed(broken)} do not load`);
+  if (broken.length === 1) troubles.push(`${broken[0]} waits for its script`);
+  if (broken.length > 1) troubles.push(`${listed(broken)} wait for their scripts`);
   if (halted.length > 0) {
     troubles.push(`${counted(halted.length, "partition")} ${halted.length === 1 ? "is" : "are"} halted`);
   }

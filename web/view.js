@@ -59,7 +59,7 @@ function drawTrend(trend) {
 /** Reasons in full: scripts that do not load, partitions that wait for an operator. */
 function drawTroubles({ broken, flow }) {
   const troubles = [
-    ...broken.map(([stream, why]) => ({ title: `The script of ${stream} does not load; its events wait`, why })),
+    ...broken.map(([stream, why]) => ({ title: `The events of ${stream} wait for its script`, why })),
     ...flow.halted.map((p) => ({
       title: `Partition ${p.topic}/${p.number} of ${p.stream} is halted until an operator decides`,
       why: p.reason ?? "no reason given",
@@ -164,15 +164,17 @@ function drawActors(actors) {
 function drawPython({ cap, workers }) {
   const slots = workers.map((worker, i) => ({ ...worker, slot: i + 1 }));
   const build = () => {
-    const tr = row("number slot", "number", "name", "name", "version", "state");
-    tr.cells[5].append(make("span", "mark"));
+    const tr = row("number slot", "number", "name", "name", "version", "number", "number", "state");
+    tr.cells[7].append(make("span", "mark"));
     return tr;
   };
   keyed(byId("workers"), slots, (w) => w.number, build, (tr, worker) => {
     const texts = [String(worker.slot), worker.pid === null ? NONE : String(worker.pid), worker.stream];
-    fill(tr, ...texts, worker.script ?? NONE, worker.script_sha256.slice(0, 7));
+    const memory = worker.resident_bytes ? whole(worker.resident_bytes / 2 ** 20) : NONE;
+    const start = worker.start_s === null ? NONE : `${worker.start_s.toFixed(2)} s`;
+    fill(tr, ...texts, worker.script ?? NONE, worker.script_sha256.slice(0, 7), memory, start);
     setAttribute(tr.cells[4], "title", worker.script_sha256);
-    const mark = tr.cells[5].firstElementChild;
+    const mark = tr.cells[7].firstElementChild;
     const state = worker.pid === null ? "starting" : worker.busy ? "busy" : "idle";
     setText(mark, state);
     setAttribute(mark, "data-tone", state === "busy" ? "good" : "calm");

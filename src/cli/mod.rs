@@ -11,6 +11,7 @@ mod generate;
 mod query;
 mod run;
 mod sources;
+mod transforms;
 mod verify;
 
 pub use failure::Failure;
@@ -46,6 +47,8 @@ enum Command {
     Sources(sources::SourcesArgs),
     /// Dead letters: what they are, and sending them through their scripts again.
     Dlq(dlq::DlqArgs),
+    /// Scripts: what the streams have, trying one without a node, running their tests.
+    Transforms(transforms::TransformsArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),
     /// A Python worker, as the node starts it.
@@ -113,7 +116,7 @@ pub fn main() -> ExitCode {
     if let Command::PythonWorker { fd } = cli.command {
         return crate::python::worker_main(fd);
     }
-    install_tracing(cli.verbose, matches!(cli.command, Command::Run(_)));
+    install_tracing(cli.verbose, &cli.command);
     let system = actix::System::new();
     let outcome = system.block_on(async {
         match cli.command {
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
             Command::Verify(args) => verify::verify(args).await,
             Command::Sources(args) => sources::sources(args).await,
             Command::Dlq(args) => dlq::dlq(args).await,
+            Command::Transforms(args) => transforms::transforms(args).await,
             Command::Config(args) => run::config(&args),
             Command::PythonWorker { .. } => Ok(()),
         }
@@ -137,11 +141,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A node says what it does; a command only what is wrong.
-fn install_tracing(verbose: u8, is_node: bool) {
-    let default = match (verbose, is_node) {
-        (0, false) => "warn",
-        (0, true) => "info",
+/// A node says what it does; a command only what is wrong. What a script prints while it is tried
+/// is of interest, but not each step of the search for the rows at fault, which are reported.
+fn install_tracing(verbose: u8, command: &Command) {
+    let default = match (verbose, command) {
+        (0, Command::Run(_)) => "info",
+        (0, Command::Transforms(_)) => {
+            "warn,millstream::python::logs=info,millstream::actors=error"
+        }
+        (0, _) => "warn",
         (1, _) => "info,millstream=debug",
         _ => "debug",
     };

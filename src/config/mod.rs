@@ -179,6 +179,14 @@ pub struct PythonConfig {
     pub recycle_growth_mib: u64,
 }
 
+impl PythonConfig {
+    /// Data memory of one worker, in bytes; `None`: any.
+    #[must_use]
+    pub fn memory_limit(&self) -> Option<u64> {
+        (self.memory_limit_mib > 0).then_some(self.memory_limit_mib << 20)
+    }
+}
+
 impl Default for PythonConfig {
     fn default() -> Self {
         Self {

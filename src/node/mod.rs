@@ -1,6 +1,6 @@
 //! A node: the roles of this process, their actors, and the order of starting and stopping.
 
-mod python_env;
+pub mod python_env;
 mod start;
 
 pub use start::NodeOptions;

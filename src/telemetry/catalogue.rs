@@ -99,6 +99,8 @@ pub const PERMIT_WAIT: &str = "millstream_python_permit_wait_seconds";
 pub const WORKER_RESTARTS: &str = "millstream_python_worker_restarts_total";
 /// Workers started, and how long that took.
 pub const WORKER_START: &str = "millstream_python_worker_start_seconds";
+/// Memory of the workers.
+pub const WORKER_RSS: &str = "millstream_python_worker_rss_bytes";
 /// Time in the script for one batch.
 pub const TRANSFORM: &str = "millstream_transform_seconds";
 /// Rows that scripts gave.
@@ -165,6 +167,11 @@ pub const CATALOGUE: &[Metric] = &[
         WORKER_START,
         "python_worker_supervisor",
         "Starting a worker until its script is loaded.",
+    ),
+    gauge(
+        WORKER_RSS,
+        "python_worker_supervisor",
+        "Resident memory of this node's Python workers after their last batches.",
     ),
     seconds(TRANSFORM, "python_worker_supervisor", "Time in the script for one batch."),
     counter(TRANSFORM_ROWS, "python_worker_supervisor", "Rows that a script gave."),

@@ -31,3 +31,4 @@ mod store_recovery;
 mod supervision;
 mod support;
 mod telemetry;
+mod transforms_cli;

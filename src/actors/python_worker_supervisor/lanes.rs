@@ -283,7 +283,10 @@ impl PythonWorkerSupervisor {
             let key = LaneKey { stream, pinned: batch.pinned.clone() };
             self.lanes.entry(key).or_default().queue.push_back(batch);
         }
-        self.dispatch_all(ctx);
+        // Not this lane: its new worker is not in the slot yet, and it would ask for another.
+        let others: Vec<LaneKey> =
+            self.lanes.keys().filter(|other| **other != key).cloned().collect();
+        others.iter().for_each(|key| self.dispatch(key, ctx));
     }
 
     /// What was pinned to a version that is nowhere any more runs under the current one.

@@ -21,7 +21,9 @@
 //! | `aging` | when a worker's process is replaced |
 //! | `slot` | the workers, which outlive the actor |
 //! | `job` | one batch through one worker |
-//! | `runner` | one worker under one permit, whatever its script does |
+//! | `runner` | one worker under one permit |
+//! | `isolation` | how a batch gets through a worker whatever its script does |
+//! | `rehearsal` | a script over records without a node |
 //! | `assemble` | the script's rows and the decoder's dead letters as the effect of each part |
 //! | `scripts` | the texts of versions that showed values online |
 //! | `trust` | which versions are suspected as a whole |
@@ -29,8 +31,10 @@
 
 mod aging;
 mod assemble;
+mod isolation;
 mod job;
 mod lanes;
+mod rehearsal;
 mod runner;
 mod scripts;
 mod slot;
@@ -38,6 +42,7 @@ mod status;
 mod strikes;
 mod trust;
 
+pub use rehearsal::{Rehearsal, RehearsalError, RehearsalParts};
 pub use scripts::ScriptShelf;
 pub use slot::WorkerSlot;
 pub use status::{PythonStatus, WorkerStatus};
@@ -107,10 +112,7 @@ impl PythonWorkerSupervisor {
             site_dirs: parts.site_dirs.clone(),
             script_dirs: vec![config.python.transforms_dir.clone()],
             lease: Duration::from_secs_f64(config.python.lease_s),
-            memory_limit: match config.python.memory_limit_mib {
-                0 => None,
-                mebibytes => Some(mebibytes << 20),
-            },
+            memory_limit: config.python.memory_limit(),
         };
         let decoders = config.streams.iter().map(|s| Decoder::new(Arc::new(s.clone()))).collect();
         Self {

@@ -1,48 +1,25 @@
-//! One worker under one permit, and how a batch gets through it whatever the script does.
-//!
-//! | what happens | answer |
-//! |---|---|
-//! | the script rejects or raises on one event (one-event style) | that event is dead, the worker goes on |
-//! | the batch fails (exception, wrong output, signal, deadline) | once more in a fresh process |
-//! | it fails again | a sample of its rows, then halves: for `k` bad rows of `n` at most 2·k·log2(n) pieces, with deadlines that shrink with them |
-//! | most of the sample fails | the script is suspected: no data is dead, see `protocol/breaker.rs` |
-//! | a single row fails twice | it is dead, with the failure as its reason |
-//! | the script cannot be loaded | the batch waits, visibly: no data is dead for the code's fault |
-//! | the lease was lost, and the process with it | the batch is run by another worker: no data is dead for that |
+//! One worker and the right by which its processes live: its start, its age, its end.
 
 use super::{
     aging::{self, Age, AgeLimits},
-    assemble::{Outcome, Rejections},
     trust::Trust,
 };
 use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::Permit,
-    protocol::{breaker, lease::HEARTBEAT_SHARE},
-    python::{
-        ExitWatch, Heartbeat, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
-        schema,
-    },
-    telemetry::{StageMeter, catalogue as m},
+    protocol::lease::HEARTBEAT_SHARE,
+    python::{ExitWatch, Heartbeat, Loaded, Script, WorkerError, WorkerProcess, WorkerSpec},
+    telemetry::catalogue as m,
 };
-use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, UInt32Array},
-    compute::concat_batches,
-    datatypes::{SchemaRef, UInt32Type},
-};
+use arrow::datatypes::SchemaRef;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 
-const METER: StageMeter = StageMeter::new("python_worker_supervisor");
-
 /// How long a worker may take to leave when asked.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-
-/// A piece of a batch may run for its share of the deadline, but at least for this part of it.
-const LEAST_SHARE: u32 = 20;
 
 /// Told of every process that is started, so that its lease's renewals reach it.
 pub type Announce = Arc<dyn Fn(u32, Heartbeat) + Send + Sync>;
@@ -84,13 +61,23 @@ pub enum RunError {
     Worker(#[from] WorkerError),
 }
 
-/// A worker with its permit.
+/// By what right a worker's processes live.
+enum Right {
+    /// As long as the permit's lease is renewed.
+    Permit(Permit),
+    /// As long as the command that they serve.
+    Command,
+}
+
+/// A worker with the right to run.
 pub struct Worker {
-    process: Option<WorkerProcess>,
+    pub(super) process: Option<WorkerProcess>,
+    /// What the last process said of the script.
+    loaded: Option<Loaded>,
     /// Tells when the last process is reaped.
     reaped: Option<ExitWatch>,
-    permit: Option<Permit>,
-    recipe: Recipe,
+    right: Option<Right>,
+    pub(super) recipe: Recipe,
     age: Age,
     start_s: Option<f64>,
 }
@@ -99,8 +86,18 @@ impl Worker {
     /// A worker that will start with its first batch.
     #[must_use]
     pub fn new(recipe: Recipe, permit: Permit) -> Self {
-        let (age, permit) = (Age::default(), Some(permit));
-        Self { process: None, reaped: None, permit, recipe, age, start_s: None }
+        Self::by(Right::Permit(permit), recipe)
+    }
+
+    /// One outside of a node, which the cap on workers does not count.
+    #[must_use]
+    pub fn of_a_command(recipe: Recipe) -> Self {
+        Self::by(Right::Command, recipe)
+    }
+
+    fn by(right: Right, recipe: Recipe) -> Self {
+        let (right, age) = (Some(right), Age::default());
+        Self { process: None, loaded: None, reaped: None, right, recipe, age, start_s: None }
     }
 
     /// The version that it runs.
@@ -148,12 +145,18 @@ impl Worker {
         }
     }
 
+    /// What the worker said when it loaded the script last.
+    #[must_use]
+    pub fn loaded(&self) -> Option<Loaded> {
+        self.loaded
+    }
+
     /// When its lease was renewed last; `None` once no process may run under it any more: it would
     /// live longer than the lease.
     fn leased_at(&self) -> Option<Instant> {
-        let lease = self.permit.as_ref()?.lease();
+        let Right::Permit(permit) = self.right.as_ref()? else { return Some(Instant::now()) };
         let patience = self.recipe.spec.lease.mul_f64(HEARTBEAT_SHARE);
-        self.recipe.leases.renewed_at(lease).filter(|at| at.elapsed() < patience)
+        self.recipe.leases.renewed_at(permit.lease()).filter(|at| at.elapsed() < patience)
     }
 
     /// Whether a process may run under its lease.
@@ -187,9 +190,12 @@ impl Worker {
                     traceback: String::new(),
                 }),
             };
-            if let Err(error) = loaded {
-                self.kill().await;
-                return Err(self.blamed(error));
+            match loaded {
+                Ok(loaded) => self.loaded = Some(loaded),
+                Err(error) => {
+                    self.kill().await;
+                    return Err(self.blamed(error));
+                }
             }
             metrics::histogram!(m::WORKER_START).record(started.elapsed());
             self.start_s = Some(started.elapsed().as_secs_f64());
@@ -200,284 +206,41 @@ impl Worker {
     }
 
     /// A process that ended without a lease ended for that.
-    fn blamed(&self, error: WorkerError) -> RunError {
+    pub(super) fn blamed(&self, error: WorkerError) -> RunError {
         match error {
             WorkerError::Exited { .. } if !self.is_leased() => RunError::LeaseLost,
             other => RunError::Worker(other),
         }
     }
 
-    /// Asks the process to leave and gives the permit back once it was reaped.
+    /// Asks the process to leave and gives the permit, if there is one, back once it was reaped.
     pub async fn stop(mut self) {
         if let Some(process) = self.process.take() {
             process.stop(STOP_GRACE).await;
         }
-        self.permit = None;
+        self.right = None;
     }
 
-    async fn kill(&mut self) {
+    pub(super) async fn kill(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill().await;
         }
     }
-
-    /// Gets every row of `batch` through the script, or dead.
-    ///
-    /// # Errors
-    /// Only what is not the data's fault: see [`RunError`].
-    pub async fn run(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
-        if batch.num_rows() == 0 {
-            return Ok(Outcome {
-                rows: RecordBatch::new_empty(schema::canonical()),
-                rejected: Rejections::new(),
-            });
-        }
-        let started = Instant::now();
-        let outcome = self.isolate_whole(batch).await?;
-        let name = self.recipe.script.name.clone();
-        metrics::histogram!(m::TRANSFORM, "script" => name.clone()).record(started.elapsed());
-        metrics::counter!(m::TRANSFORM_ROWS, "script" => name)
-            .increment(outcome.rows.num_rows() as u64);
-        Ok(outcome)
-    }
-
-    /// The whole batch; when it fails, once more in a fresh process, whatever state the script was
-    /// in; when it fails again, a sample tells whether it is the rows or the script.
-    async fn isolate_whole(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
-        let deadline = self.recipe.deadline;
-        let failure = match self.attempt(batch, deadline).await? {
-            Ok(output) => return Ok(shift(output, 0)),
-            Err(failure) => failure,
-        };
-        METER.error("batch_failure");
-        tracing::warn!(
-            script = self.recipe.script.name,
-            rows = batch.num_rows(),
-            reason = failure.reason,
-            detail = failure.detail,
-            "the script failed on a batch; trying again in a fresh worker"
-        );
-        self.kill().await;
-        metrics::counter!(m::WORKER_RESTARTS, "cause" => failure.label()).increment(1);
-        let failure = match self.attempt(batch, deadline).await? {
-            Ok(output) => return Ok(shift(output, 0)),
-            Err(failure) => failure,
-        };
-        if batch.num_rows() == 1 {
-            return Ok(dead(0, failure));
-        }
-        self.sample(batch).await?;
-        self.halves(batch, 0, batch.num_rows()).await
-    }
-
-    /// Tries single rows all over a batch that failed twice.
-    async fn sample(&mut self, batch: &RecordBatch) -> Result<(), RunError> {
-        let n = batch.num_rows();
-        let trust = self.recipe.trust.clone();
-        let Some(trust) = trust.filter(|_| n as u64 >= breaker::MIN_ROWS) else { return Ok(()) };
-        if trust.is_accepted(&self.recipe.script.sha256) {
-            return Ok(());
-        }
-        let (mut failures, mut last) = (0, None);
-        for row in breaker::sample(n) {
-            let piece = renumber(&batch.slice(row, 1));
-            if let Err(failure) = self.attempt(&piece, self.share(1, n)).await? {
-                failures += 1;
-                last = Some(failure);
-            }
-        }
-        match last {
-            Some(Failure { reason, detail }) if failures >= breaker::SAMPLE_FAILURES => {
-                Err(RunError::Suspected(format!(
-                    "of {} rows spread over a batch of {n} it fails on {failures}, the last time with {reason}: {detail}",
-                    breaker::SAMPLE
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// How long `rows` of a batch of `whole` may run.
-    fn share(&self, rows: usize, whole: usize) -> Duration {
-        let deadline = self.recipe.deadline;
-        deadline.mul_f64(rows as f64 / whole.max(1) as f64).max(deadline / LEAST_SHARE)
-    }
-
-    /// A piece of a batch of `whole` rows, tried once; a single row twice. `first` is the number, in
-    /// the whole batch, of its first row. A process that lives through a failure goes on with the
-    /// next piece: a script is a function of its rows.
-    async fn isolate(
-        &mut self,
-        piece: &RecordBatch,
-        first: u32,
-        whole: usize,
-    ) -> Result<Outcome, RunError> {
-        let n = piece.num_rows();
-        let deadline = self.share(n, whole);
-        let mut tries = if n == 1 { 2 } else { 1 };
-        loop {
-            let failure = match self.attempt(piece, deadline).await? {
-                Ok(output) => return Ok(shift(output, first)),
-                Err(failure) => failure,
-            };
-            tracing::debug!(rows = n, first, reason = failure.reason, "a piece of a batch failed");
-            if self.process.is_none() {
-                metrics::counter!(m::WORKER_RESTARTS, "cause" => failure.label()).increment(1);
-            }
-            tries -= 1;
-            if tries == 0 && n == 1 {
-                return Ok(dead(first, failure));
-            }
-            if tries == 0 {
-                return self.halves(piece, first, whole).await;
-            }
-        }
-    }
-
-    async fn halves(
-        &mut self,
-        piece: &RecordBatch,
-        first: u32,
-        whole: usize,
-    ) -> Result<Outcome, RunError> {
-        let (n, half) = (piece.num_rows(), piece.num_rows() / 2);
-        let (left, right) =
-            (renumber(&piece.slice(0, half)), renumber(&piece.slice(half, n - half)));
-        let mut left = Box::pin(self.isolate(&left, first, whole)).await?;
-        let right = Box::pin(self.isolate(&right, first + half as u32, whole)).await?;
-        left.rejected.extend(right.rejected);
-        left.rows = concat_batches(&schema::canonical(), [&left.rows, &right.rows])
-            .map_err(|e| WorkerError::Protocol(e.to_string()))?;
-        Ok(left)
-    }
-
-    /// One try. The outer error is not the data's fault, the inner one may be.
-    async fn attempt(
-        &mut self,
-        piece: &RecordBatch,
-        deadline: Duration,
-    ) -> Result<Result<TransformOutput, Failure>, RunError> {
-        let process = self.start().await?;
-        let failure = match tokio::time::timeout(deadline, process.transform(piece)).await {
-            Ok(Ok(output)) => return Ok(Ok(output)),
-            Ok(Err(error)) => match self.blamed(error) {
-                RunError::Worker(error) => Failure::of(error)?,
-                other => return Err(other),
-            },
-            Err(_) => Failure {
-                reason: "timeout".into(),
-                detail: format!("{} rows ran longer than {deadline:?}", piece.num_rows()),
-            },
-        };
-        if self.process.as_ref().is_some_and(|p| !p.is_usable()) {
-            self.kill().await;
-        }
-        Ok(Err(failure))
-    }
-}
-
-/// A single row that failed twice.
-fn dead(row: u32, failure: Failure) -> Outcome {
-    let rejected = Rejections::from([(row, (failure.reason, failure.detail))]);
-    Outcome { rows: RecordBatch::new_empty(schema::canonical()), rejected }
 }
 
 impl Drop for Worker {
     /// Dropped alive — its supervisor was killed, wherever it was just then — the permit stays
     /// taken until the process is reaped, or there could be one worker too many.
     fn drop(&mut self) {
-        let (Some(mut reaped), Some(permit)) = (self.reaped.take(), self.permit.take()) else {
+        let (Some(mut reaped), Some(right)) = (self.reaped.take(), self.right.take()) else {
             return;
         };
         self.process = None;
         if reaped.get().is_none() {
             std::thread::spawn(move || {
                 futures::executor::block_on(reaped.wait());
-                drop(permit);
+                drop(right);
             });
         }
     }
-}
-
-/// Why a batch failed: what a row's dead letter says when it comes to that.
-#[derive(Debug)]
-struct Failure {
-    reason: String,
-    detail: String,
-}
-
-impl Failure {
-    fn of(error: WorkerError) -> Result<Self, WorkerError> {
-        let detail = error.to_string();
-        let (reason, detail) = match error {
-            WorkerError::Exited { exit, stderr } => {
-                let reason = match (exit.signal, exit.code) {
-                    _ if wants_memory(&stderr) => "out_of_memory".to_owned(),
-                    (Some(signal), _) => format!("worker_signal:{signal}"),
-                    (None, code) => format!("worker_exit:{}", code.unwrap_or(-1)),
-                };
-                (reason, format!("{detail}\n{stderr}"))
-            }
-            WorkerError::Script { kind, traceback, .. } if kind == "MemoryError" => {
-                ("out_of_memory".to_owned(), traceback)
-            }
-            WorkerError::Script { traceback, .. } => ("exception".to_owned(), traceback),
-            WorkerError::Contract(_) => ("contract".to_owned(), detail),
-            WorkerError::Protocol(_) => ("worker_protocol".to_owned(), detail),
-            other => return Err(other),
-        };
-        Ok(Self { reason, detail })
-    }
-
-    /// The label of the restart it causes; bounded.
-    fn label(&self) -> &'static str {
-        match self.reason.split(':').next().unwrap_or_default() {
-            "worker_signal" => "signal",
-            "worker_exit" => "exit",
-            "timeout" => "timeout",
-            "out_of_memory" => "out_of_memory",
-            "exception" => "exception",
-            "contract" => "contract",
-            _ => "protocol",
-        }
-    }
-}
-
-/// Whether a process said, when it ended, that it got no memory: Rust's word, C++'s, Python's.
-fn wants_memory(stderr: &str) -> bool {
-    ["memory allocation of ", "std::bad_alloc", "MemoryError"]
-        .iter()
-        .any(|word| stderr.contains(word))
-}
-
-/// Row numbers of a piece become those of the whole batch.
-fn shift(output: TransformOutput, first: u32) -> Outcome {
-    let rejected =
-        output.rejected.into_iter().map(|r| (r.row + first, (r.reason, r.detail))).collect();
-    if first == 0 {
-        return Outcome { rows: output.rows, rejected };
-    }
-    let numbers = output.rows.column(0).as_primitive::<UInt32Type>();
-    let shifted = UInt32Array::from_iter_values(numbers.values().iter().map(|row| row + first));
-    Outcome { rows: with_first_column(&output.rows, Arc::new(shifted)), rejected }
-}
-
-/// A piece's `_row` counts from 0 again; it is the last column of what the script gets.
-fn renumber(piece: &RecordBatch) -> RecordBatch {
-    let mut columns = piece.columns().to_vec();
-    let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..piece.num_rows() as u32));
-    if let Some(last) = columns.last_mut() {
-        *last = numbers;
-    }
-    // The same types and lengths as before: this cannot be refused.
-    RecordBatch::try_new(piece.schema(), columns).unwrap_or_else(|_| piece.clone())
-}
-
-fn with_first_column(batch: &RecordBatch, column: ArrayRef) -> RecordBatch {
-    let mut columns = batch.columns().to_vec();
-    if let Some(first) = columns.first_mut() {
-        *first = column;
-    }
-    // The same types and lengths as before: this cannot be refused.
-    RecordBatch::try_new(batch.schema(), columns).unwrap_or_else(|_| batch.clone())
 }

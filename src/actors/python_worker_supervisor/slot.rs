@@ -249,6 +249,7 @@ impl WorkerSlot {
     fn let_go(&self, idle: Idle) {
         lock(&self.inner).heartbeats.remove(&idle.number);
         lock(&self.status.workers).remove(&idle.number);
+        self.status.show_memory();
         // On its own: whoever dismissed it may die.
         tokio::task::spawn_local(idle.worker.stop());
     }
@@ -311,6 +312,7 @@ impl Shift {
             status.resident_bytes = worker.age().resident;
             status.start_s = worker.start_s();
         }
+        slot.status.show_memory();
         let idle = Idle { number, worker, since: Instant::now(), hired_at: self.hired_at };
         lock(&slot.inner).crews.entry(key.clone()).or_default().idle.push(idle);
         self.end();

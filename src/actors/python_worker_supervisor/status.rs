@@ -1,5 +1,6 @@
 //! What the status page and the metrics say of the workers.
 
+use crate::telemetry::catalogue as m;
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -38,6 +39,12 @@ pub struct PythonStatus {
 }
 
 impl PythonStatus {
+    /// Tells the metric what the workers' memory is.
+    pub(super) fn show_memory(&self) {
+        let bytes: u64 = lock(&self.workers).values().map(|worker| worker.resident_bytes).sum();
+        metrics::gauge!(m::WORKER_RSS).set(bytes as f64);
+    }
+
     /// The version of a stream's script that is suspected, if one is.
     #[must_use]
     pub fn suspected(&self, stream: &str) -> Option<String> {

@@ -99,7 +99,7 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
         while True:
             pass
     if 'bomb' in names:
-        hoard = [bytearray(64 << 20) for _ in range(1000)]
+        hoard = 'x' * (1 << 40)
     out = identity(batch)
     if 'count' in names:
         out = out.with_columns(pl.col('_row') + 1_000_000)
