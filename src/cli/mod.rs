@@ -116,6 +116,9 @@ pub fn main() -> ExitCode {
     if let Command::PythonWorker { fd } = cli.command {
         return crate::python::worker_main(fd);
     }
+    if !matches!(cli.command, Command::Run(_) | Command::Demo(_) | Command::Generate(_)) {
+        end_with_the_reader();
+    }
     install_tracing(cli.verbose, &cli.command);
     let system = actix::System::new();
     let outcome = system.block_on(async {
@@ -139,6 +142,13 @@ pub fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// A command whose output nobody reads any more, as in `millstream query … | head`, ends quietly
+/// like others do. Rust ignores the signal for it, and then printing panics. A node goes on.
+fn end_with_the_reader() {
+    // SAFETY: before any thread is made; the default action is always there.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// A node says what it does; a command only what is wrong. What a script prints while it is tried

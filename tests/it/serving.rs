@@ -5,6 +5,7 @@ use millstream::proto::{
     QueryRequest, UploadRequest, feature_service_client::FeatureServiceClient,
     upload_service_client::UploadServiceClient,
 };
+use std::{os::unix::process::ExitStatusExt, process::Stdio};
 
 #[test]
 fn health_readiness_reads_and_uploads() {
@@ -96,4 +97,16 @@ fn errors_say_what_to_do_and_have_their_exit_codes() {
     let (code, text) = code_and_text(millstream().args(["run", "--roles", "store"]));
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("MILLSTREAM__REDIS__URL"), "{text}");
+}
+
+#[test]
+fn a_command_whose_reader_has_gone_ends_quietly() {
+    let mut command = millstream();
+    command.args(["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Far less than it would print.
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.signal(), Some(libc::SIGPIPE));
 }

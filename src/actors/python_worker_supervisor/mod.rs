@@ -54,7 +54,7 @@ use crate::{
     messages::EventBatch,
     python::WorkerSpec,
     supervision::{Link, Undelivered},
-    telemetry::StageMeter,
+    telemetry::{StageMeter, catalogue as m},
 };
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use lanes::Lane;
@@ -145,6 +145,12 @@ impl Actor for PythonWorkerSupervisor {
             Duration::from_secs_f64((self.config.python.idle_stop_s / 10.0).clamp(0.05, 1.0));
         ctx.run_interval(idle_check, Self::stop_idle);
         self.parts.workers.keep_beating(self.spec.lease / 10);
+        // An alarm needs the series before there is a reason for it.
+        for stream in &self.config.streams {
+            let suspected = self.parts.status.suspected(&stream.name).is_some();
+            metrics::gauge!(m::SCRIPT_SUSPECTED, "stream" => stream.name.clone())
+                .set(f64::from(u8::from(suspected)));
+        }
         // What happened while no instance lived.
         self.look(ctx);
         self.listen(ctx);

@@ -57,14 +57,20 @@ fn rows(node: &NodeProcess) -> i64 {
 #[test]
 fn one_poison_event_among_100_000_is_one_dead_letter_with_its_traceback() {
     let Some(brokers) = broker("poison: one of 100,000") else { return };
+    let runs = tempfile::NamedTempFile::new().unwrap();
     let bench = bench(
         &brokers,
-        "
+        &format!(
+            "
 def transform(batch: pl.DataFrame) -> pl.DataFrame:
     if (batch['entity_id'] == 'poison').any():
+        with open({:?}, 'a') as runs:
+            print(batch.height, file=runs)
         raise ValueError('not this one')
     return identity(batch)
 ",
+            runs.path()
+        ),
     );
     let mut records = events(99_999);
     records.insert(61_803, event("poison", 1));
@@ -76,6 +82,11 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     let letter = &node.query("SELECT stage, detail FROM dead_letters")[0];
     let detail = letter["detail"].as_str().unwrap();
     assert!(detail.contains("ValueError: not this one") && detail.contains("own.py"), "{detail}");
+    // The batch twice, each half that has it once, the row itself twice; perhaps in the sample too.
+    let runs = std::fs::read_to_string(runs.path()).unwrap();
+    let heights: Vec<f64> = runs.lines().map(|line| line.parse().unwrap()).collect();
+    let most = 2.0 + heights[0].log2().ceil() + 1.0 + 1.0;
+    assert!(heights.len() as f64 <= most, "{heights:?}");
     node.stop_well();
 }
 
