@@ -77,6 +77,9 @@ pub struct StreamConfig {
     /// How far in the future an event timestamp may lie, in seconds.
     #[serde(default = "future_tolerance_s")]
     pub future_tolerance_s: u64,
+    /// What the script finds in `ctx.params`, over the defaults that it gives itself.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub params: serde_json::Map<String, serde_json::Value>,
     /// The declared fields, in the order of the columns that the script sees.
     #[serde(serialize_with = "schema_out", deserialize_with = "schema_in")]
     #[schemars(with = "std::collections::BTreeMap<String, FieldType>")]
@@ -109,6 +112,7 @@ impl StreamConfig {
                 critical: Vec::new(),
                 timezone: None,
                 future_tolerance_s: future_tolerance_s(),
+                params: serde_json::Map::new(),
                 schema: Vec::new(),
             };
         let schema = |fields: &[(&str, FieldType)]| {

@@ -59,10 +59,12 @@ def prepare(site_dirs, script_dirs):
     sys.argv = ["millstream-worker"]
 
 
-def load(name, path, source, context):
+def load(name, path, source, context, columns):
     """Runs a script's text as the module `name`, then its `setup`.
 
-    Returns (transform, style, whether it takes ctx, teardown or None).
+    `columns` are those that the script will get.
+
+    Returns (transform, style, whether it takes ctx, teardown or None, timeout in seconds or 0).
     """
     if name in sys.modules and name not in _loaded:
         raise ImportError(
@@ -100,10 +102,27 @@ def load(name, path, source, context):
         )
     style = _style(parameters[0], transform, source)
 
+    timeout = _described(getattr(transform, "__millstream__", None), path, context, columns)
+
     setup = getattr(module, "setup", None)
     if setup is not None:
         setup(context)
-    return transform, style, takes_ctx, getattr(module, "teardown", None)
+    return transform, style, takes_ctx, getattr(module, "teardown", None), timeout
+
+
+def _described(info, path, context, columns):
+    """Does what the decorator `millstream.transform` says; its timeout, 0 without one."""
+    if info is None:
+        return 0.0
+    missing = [column for column in info.inputs or () if column not in columns]
+    if missing:
+        raise ImportError(
+            f"`transform` in {path} reads {', '.join(missing)}, which its stream does not declare; it has "
+            f"{', '.join(columns)}"
+        )
+    for name, value in info.params.items():
+        context.params.setdefault(name, value)
+    return float(info.timeout or 0.0)
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -54,6 +54,8 @@ pub struct Loaded {
     pub style: Style,
     /// How long the worker took, imports and `setup` included.
     pub seconds: f64,
+    /// The longest that it says a batch may take.
+    pub timeout: Option<Duration>,
 }
 
 /// What became of a batch.
@@ -191,7 +193,9 @@ impl WorkerProcess {
         let reply = self.call(frame, Kind::Loaded).await?;
         let reply: LoadReply = self.understood(reply.header())?;
         let style = self.understood(wire::style_of(&reply))?;
-        Ok(Loaded { style, seconds: reply.seconds })
+        let timeout = Duration::try_from_secs_f64(reply.timeout_seconds).unwrap_or_default();
+        let timeout = (!timeout.is_zero()).then_some(timeout);
+        Ok(Loaded { style, seconds: reply.seconds, timeout })
     }
 
     /// Runs the script over a batch. Its column `_row: UInt32` must count from 0.

@@ -65,9 +65,8 @@ impl Session {
         let began = Instant::now();
         Python::attach(|py| {
             self.finish(py);
-            let loaded = self.load_script(py, load).map_err(|error| Failure {
-                fault: Fault::Import.into(),
-                ..self.describe(py, &error)
+            let (loaded, timeout_seconds) = self.load_script(py, load, input).map_err(|error| {
+                Failure { fault: Fault::Import.into(), ..self.describe(py, &error) }
             })?;
             let style = loaded.style;
             if matches!(style, Style::Rows | Style::Event) {
@@ -76,24 +75,25 @@ impl Session {
             self.script = Some(loaded);
             self.flush(py);
             let style = headers::Style::from(style).into();
-            Ok(LoadReply { style, seconds: began.elapsed().as_secs_f64() })
+            Ok(LoadReply { style, seconds: began.elapsed().as_secs_f64(), timeout_seconds })
         })
     }
 
-    fn load_script(&self, py: Python<'_>, load: &Load) -> PyResult<Loaded> {
+    /// The script, and the longest that a batch may take in seconds.
+    fn load_script(&self, py: Python<'_>, load: &Load, input: &Schema) -> PyResult<(Loaded, f64)> {
         let bootstrap = self.bootstrap.bind(py);
         let params = py.import("json")?.call_method1("loads", (&load.params_json,))?.cast_into()?;
         let context = Py::new(py, Context::new(params.unbind(), Arc::clone(&self.channel)))?;
         let path = wire::path_from_bytes(&load.path).to_string_lossy();
-        let (transform, style, takes_ctx, teardown): (Py<PyAny>, String, bool, Py<PyAny>) =
-            bootstrap
-                .call_method1("load", (&load.name, path, &load.source, &context))?
-                .extract()?;
+        let columns: Vec<&str> = input.fields().iter().map(|f| f.name().as_str()).collect();
+        let (transform, style, takes_ctx, teardown, timeout): (_, String, bool, _, f64) = bootstrap
+            .call_method1("load", (&load.name, path, &load.source, &context, columns))?
+            .extract()?;
         let convert: Option<Py<PyAny>> =
             bootstrap.call_method1("converter", (&style,))?.extract()?;
         let style = serde_json::from_value(serde_json::Value::String(style))
             .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))?;
-        Ok(Loaded { transform, teardown, context, style, takes_ctx, convert })
+        Ok((Loaded { transform, teardown, context, style, takes_ctx, convert }, timeout))
     }
 
     /// Runs the script over a batch whose `_row` counts from 0.

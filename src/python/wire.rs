@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_style_arrives_as_it_was_sent_and_none_is_no_style() {
-        let reply = |style: i32| LoadReply { style, seconds: 0.5 };
+        let reply = |style: i32| LoadReply { style, seconds: 0.5, timeout_seconds: 0.0 };
         for style in [
             Style::Polars,
             Style::RecordBatch,

@@ -24,15 +24,12 @@ use arrow::{
     compute::concat_batches,
     datatypes::UInt32Type,
 };
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 
 /// A piece of a batch may run for its share of the deadline, but at least for this part of it.
-const LEAST_SHARE: u32 = 20;
+const LEAST_SHARE: f64 = 0.05;
 
 impl Worker {
     /// Gets every row of `batch` through the script, or dead.
@@ -58,8 +55,7 @@ impl Worker {
     /// The whole batch; when it fails, once more in a fresh process, whatever state the script was
     /// in; when it fails again, a sample tells whether it is the rows or the script.
     async fn isolate_whole(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
-        let deadline = self.recipe.deadline;
-        let failure = match self.attempt(batch, deadline).await? {
+        let failure = match self.attempt(batch, 1.0).await? {
             Ok(output) => return Ok(shift(output, 0)),
             Err(failure) => failure,
         };
@@ -73,7 +69,7 @@ impl Worker {
         );
         self.kill().await;
         metrics::counter!(m::WORKER_RESTARTS, "cause" => failure.label()).increment(1);
-        let failure = match self.attempt(batch, deadline).await? {
+        let failure = match self.attempt(batch, 1.0).await? {
             Ok(output) => return Ok(shift(output, 0)),
             Err(failure) => failure,
         };
@@ -95,7 +91,7 @@ impl Worker {
         let (mut failures, mut last) = (0, None);
         for row in breaker::sample(n) {
             let piece = renumber(&batch.slice(row, 1));
-            if let Err(failure) = self.attempt(&piece, self.share(1, n)).await? {
+            if let Err(failure) = self.attempt(&piece, share(1, n)).await? {
                 failures += 1;
                 last = Some(failure);
             }
@@ -111,12 +107,6 @@ impl Worker {
         }
     }
 
-    /// How long `rows` of a batch of `whole` may run.
-    fn share(&self, rows: usize, whole: usize) -> Duration {
-        let deadline = self.recipe.deadline;
-        deadline.mul_f64(rows as f64 / whole.max(1) as f64).max(deadline / LEAST_SHARE)
-    }
-
     /// A piece of a batch of `whole` rows, tried once; a single row twice. `first` is the number, in
     /// the whole batch, of its first row. A process that lives through a failure goes on with the
     /// next piece: a script is a function of its rows.
@@ -127,10 +117,9 @@ impl Worker {
         whole: usize,
     ) -> Result<Outcome, RunError> {
         let n = piece.num_rows();
-        let deadline = self.share(n, whole);
         let mut tries = if n == 1 { 2 } else { 1 };
         loop {
-            let failure = match self.attempt(piece, deadline).await? {
+            let failure = match self.attempt(piece, share(n, whole)).await? {
                 Ok(output) => return Ok(shift(output, first)),
                 Err(failure) => failure,
             };
@@ -165,12 +154,15 @@ impl Worker {
         Ok(left)
     }
 
-    /// One try. The outer error is not the data's fault, the inner one may be.
+    /// One try within a share of the deadline. The outer error is not the data's fault, the inner one
+    /// may be.
     async fn attempt(
         &mut self,
         piece: &RecordBatch,
-        deadline: Duration,
+        share: f64,
     ) -> Result<Result<TransformOutput, Failure>, RunError> {
+        self.start().await?;
+        let deadline = self.deadline().mul_f64(share);
         let process = self.start().await?;
         let failure = match tokio::time::timeout(deadline, process.transform(piece)).await {
             Ok(Ok(output)) => return Ok(Ok(output)),
@@ -188,6 +180,11 @@ impl Worker {
         }
         Ok(Err(failure))
     }
+}
+
+/// The part of the deadline that `rows` of a batch of `whole` have.
+fn share(rows: usize, whole: usize) -> f64 {
+    (rows as f64 / whole.max(1) as f64).max(LEAST_SHARE)
 }
 
 /// A single row that failed twice.

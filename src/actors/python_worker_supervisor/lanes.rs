@@ -221,7 +221,8 @@ impl PythonWorkerSupervisor {
     }
 
     /// A permit came: makes a worker, which starts with its first batch.
-    fn hire(&mut self, key: &LaneKey, permit: Permit, script: Script, ctx: &mut Context<Self>) {
+    fn hire(&mut self, key: &LaneKey, permit: Permit, mut script: Script, ctx: &mut Context<Self>) {
+        script.params.clone_from(&self.config.streams[key.stream].params);
         if key.pinned.is_none() {
             self.use_version(key.stream, &script.sha256, ctx);
         }

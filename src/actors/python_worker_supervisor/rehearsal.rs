@@ -77,7 +77,8 @@ impl Rehearsal {
     /// A rehearsal whose worker is not started yet.
     #[must_use]
     pub fn new(parts: RehearsalParts) -> Self {
-        let RehearsalParts { mut stream, script, spec, deadline, on_start } = parts;
+        let RehearsalParts { mut stream, mut script, spec, deadline, on_start } = parts;
+        script.params.clone_from(&stream.params);
         // Nothing goes online.
         stream.critical.clear();
         let decoder = Decoder::new(Arc::new(stream.clone()));

@@ -118,6 +118,13 @@ impl Worker {
         self.age
     }
 
+    /// How long a batch may run: as the configuration says, or less when the script says so.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        let own = self.loaded.and_then(|loaded| loaded.timeout);
+        own.map_or(self.recipe.deadline, |own| own.min(self.recipe.deadline))
+    }
+
     /// How long its process took to start and load the script, in seconds.
     #[must_use]
     pub fn start_s(&self) -> Option<f64> {

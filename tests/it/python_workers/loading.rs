@@ -5,7 +5,7 @@ use std::path::Path;
 use arrow::datatypes::{DataType, Field, Schema};
 use millstream::python::{Exit, Script, WorkerError, WorkerProcess, WorkerSpec};
 
-use super::{DEADLINE, EVENT_IDENTITY, assert_identity, events, in_time, row_numbers};
+use super::{DEADLINE, EVENT_IDENTITY, assert_identity, events, in_time, row_numbers, values};
 use super::{run, script, spec, started};
 
 #[tokio::test]
@@ -80,6 +80,34 @@ def transform(event: dict, ctx):
     let output = run(by_event, 3).await.unwrap();
     assert_eq!(row_numbers(&output.rows), [0, 2]);
     assert_eq!((output.rejected[0].row, output.rejected[0].reason.as_str()), (1, "odd"));
+}
+
+#[tokio::test]
+async fn what_the_decorator_says_is_done() {
+    let source = "
+from millstream import transform
+
+@transform(inputs=['entity_id', 'value'], timeout=0.25, params={'limit': 1, 'step': 2})
+def transform(event: dict, ctx):
+    del event['count']
+    event['value'] = ctx.params['limit'] * 10 + ctx.params['step']
+    return event
+";
+    let mut worker = in_time(WorkerProcess::spawn(&spec())).await.unwrap();
+    let mut with_params = script(source);
+    with_params.params.insert("limit".into(), 5.into());
+    let loaded = worker.load(&with_params, &events(0).schema()).await.unwrap();
+    assert_eq!(loaded.timeout, Some(std::time::Duration::from_millis(250)));
+    let output = worker.transform(&events(1)).await.unwrap();
+    assert_eq!(values(&output.rows), [Some(52.0)], "the configuration's over the script's own");
+
+    let missing = source.replace("'value']", "'valeu']");
+    let refused = worker.load(&script(&missing), &events(0).schema()).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("reads valeu, which its stream does not declare"),
+        "{refused}"
+    );
+    worker.stop(DEADLINE).await;
 }
 
 #[tokio::test]
