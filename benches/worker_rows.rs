@@ -124,7 +124,6 @@ async fn start(source: &str, batch: &RecordBatch) -> (WorkerProcess, Loaded) {
         worker_id: "bench".into(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_millstream")),
         site_dirs: vec![site_dir()],
-        script_dirs: vec![],
         lease: Duration::from_secs(3600),
         memory_limit: None,
     };

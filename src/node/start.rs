@@ -308,6 +308,7 @@ fn start_process(
         ingest: ingest.clone(),
         replayer: replayer.clone(),
         acknowledged: shared.acknowledged.clone(),
+        durable: Arc::default(),
         generation: shared.generation.clone(),
     };
     let of = config.clone();

@@ -75,6 +75,8 @@ pub struct Promise<'a> {
     pub to: Position,
     /// The script version that made them.
     pub script_sha256: &'a str,
+    /// Whether everything before the part is durable: only then another version may be promised.
+    pub settled: bool,
 }
 
 /// What became of an online write.
@@ -84,6 +86,8 @@ pub enum OnlineOutcome {
     Written,
     /// The token is not the current one: the source has another owner.
     Fenced,
+    /// What another script version has shown before is not durable yet: nothing was written.
+    Early,
     /// Redis is not the Redis it was: it lost everything in between.
     Generation,
 }
@@ -101,8 +105,10 @@ pub async fn write(
     promise: &Promise<'_>,
     values: &[OnlineValue],
 ) -> redis::RedisResult<OnlineOutcome> {
+    let settled = promise.settled;
     let promise = json!({ "to": promise.to, "script_sha256": promise.script_sha256 }).to_string();
-    let owner = Owner { source: source.0.as_ref(), token: &token.to_string(), promise: &promise };
+    let token_text = token.to_string();
+    let owner = Owner { source: source.0.as_ref(), token: &token_text, promise: &promise, settled };
     let values: Vec<_> = values.iter().map(|value| (value, token.number)).collect();
     invoke(connection, keys, generation, &owner, &values).await
 }
@@ -118,7 +124,7 @@ pub async fn restore(
     generation: &str,
     values: &[(&OnlineValue, u32)],
 ) -> redis::RedisResult<OnlineOutcome> {
-    let nobody = Owner { source: "", token: "", promise: "" };
+    let nobody = Owner { source: "", token: "", promise: "", settled: true };
     invoke(connection, keys, generation, &nobody, values).await
 }
 
@@ -127,6 +133,7 @@ struct Owner<'a> {
     source: &'a str,
     token: &'a str,
     promise: &'a str,
+    settled: bool,
 }
 
 async fn invoke(
@@ -149,6 +156,7 @@ async fn invoke(
             .arg(owner.source)
             .arg(owner.token)
             .arg(owner.promise)
+            .arg(u8::from(owner.settled))
             .arg(chunk.len());
         for (value, token_number) in chunk {
             let packed = value.version.pack(*token_number);
@@ -176,6 +184,8 @@ fn outcome(answers: &[String]) -> OnlineOutcome {
         OnlineOutcome::Generation
     } else if has("FENCED") {
         OnlineOutcome::Fenced
+    } else if has("EARLY") {
+        OnlineOutcome::Early
     } else {
         OnlineOutcome::Written
     }

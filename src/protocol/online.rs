@@ -22,21 +22,46 @@
 //! An admitted write also notes its promise. Parts of a source are written as they are done, not in
 //! order:
 //!
-//! | promise that is noted | the new one |
-//! |---|---|
-//! | none, or of another script version | is noted |
-//! | of the same version, up to the same position or less far | is noted |
-//! | of the same version, farther | is kept out: a promise never shrinks |
+//! | promise that is noted | everything before the part is durable | the new one |
+//! |---|---|---|
+//! | of the same version, less far | any | is noted |
+//! | of the same version, as far or farther | any | is kept out: a promise never shrinks |
+//! | none, or of another script version | yes | is noted |
+//! | none, or of another script version | no | [`Admission::Early`]: the write waits |
+//!
+//! So what is online beyond the durable position was made by one version, which one promise can
+//! name, and a script that is swapped in mid-flow costs each source one round trip.
 //!
 //! `src/online/write_online.lua` is the same rule inside Redis; a test drives both with the same
 //! random writes and compares what is stored in the end.
 
 use super::{source::Promised, version::PACKED_LEN};
 
-/// Whether the promise that is noted stays when a new one comes, by the table of the module.
+/// What becomes of a new promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromiseFate {
+    /// It takes the place of the one that is noted.
+    Noted,
+    /// The one that is noted says as much.
+    KeptOut,
+    /// It must wait, and its write with it.
+    Early,
+}
+
+/// What becomes of a new promise, by the table of the module.
 #[must_use]
-pub fn promise_stays(noted: &Promised, new: &Promised) -> bool {
-    noted.script_sha256 == new.script_sha256 && noted.to > new.to
+pub fn promise_fate(noted: Option<&Promised>, new: &Promised, settled: bool) -> PromiseFate {
+    match noted {
+        Some(noted) if noted.script_sha256 == new.script_sha256 => {
+            if noted.to < new.to {
+                PromiseFate::Noted
+            } else {
+                PromiseFate::KeptOut
+            }
+        }
+        _ if settled => PromiseFate::Noted,
+        _ => PromiseFate::Early,
+    }
 }
 
 /// What becomes of a write as a whole.
@@ -46,6 +71,8 @@ pub enum Admission {
     Admitted,
     /// The source has another owner.
     Fenced,
+    /// What another script version has shown before is not durable yet.
+    Early,
     /// Redis is not the Redis that the writer knew.
     Generation,
 }

@@ -8,6 +8,7 @@ import ast
 import atexit
 import collections.abc
 import faulthandler
+import importlib.abc
 import importlib.util
 import inspect
 import linecache
@@ -40,8 +41,43 @@ class ContractError(Exception):
     """What a script returned is not what a script may return."""
 
 
-def prepare(site_dirs, script_dirs):
-    """Puts the packages and the scripts' folders on the path.
+class _Helpers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the helper modules of the script from the texts that came with it."""
+
+    def __init__(self):
+        self.modules = {}
+
+    def replace(self, modules):
+        for name in self.modules:
+            sys.modules.pop(name, None)
+        self.modules = {name: rest for name, *rest in modules}
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in self.modules:
+            return None
+        origin, _, is_package = self.modules[fullname]
+        return importlib.util.spec_from_loader(
+            fullname, self, origin=origin, is_package=is_package
+        )
+
+    def exec_module(self, module):
+        origin, source, _ = self.modules[module.__name__]
+        module.__file__ = origin
+        exec(_compiled(source, origin), module.__dict__)
+
+
+_helpers = _Helpers()
+
+
+def _compiled(source, path):
+    # Tracebacks must show the text that runs, which is not always what the file holds by now.
+    # Without a modification time the entry is never checked against the file.
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    return compile(source, path, "exec", dont_inherit=True)
+
+
+def prepare(site_dirs):
+    """Puts the packages on the path.
 
     Given site folders replace the interpreter's own, as in a virtual environment.
     """
@@ -54,15 +90,15 @@ def prepare(site_dirs, script_dirs):
         sys.path[:] = [p for p in sys.path if os.path.basename(p) not in own]
         for folder in site_dirs:
             site.addsitedir(folder)
-    # As text: the import system passes over path objects.
-    sys.path[:0] = [folder for folder in map(os.fspath, script_dirs) if folder not in sys.path]
+    sys.meta_path.insert(0, _helpers)
     sys.argv = ["millstream-worker"]
 
 
-def load(name, path, source, context, columns):
+def load(name, path, source, modules, context, columns):
     """Runs a script's text as the module `name`, then its `setup`.
 
-    `columns` are those that the script will get.
+    `modules` are its helpers: (name, path, text, whether it is a package). `columns` are those that
+    the script will get.
 
     Returns (transform, style, whether it takes ctx, teardown or None, timeout in seconds or 0).
     """
@@ -70,10 +106,8 @@ def load(name, path, source, context, columns):
         raise ImportError(
             f"a script cannot be called {name!r}: Python already has a module of that name"
         )
-    # Tracebacks must show the text that runs, which is not always what the file holds by now.
-    # Without a modification time the entry is never checked against the file.
-    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
-    code = compile(source, path, "exec", dont_inherit=True)
+    _helpers.replace(modules)
+    code = _compiled(source, path)
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module

@@ -36,8 +36,6 @@ pub struct WorkerSpec {
     /// The `site-packages` folders of the environment whose packages scripts may use. When there
     /// are any, the interpreter's own are not used. They must fit the linked Python version.
     pub site_dirs: Vec<PathBuf>,
-    /// Folders from which scripts may import helper modules.
-    pub script_dirs: Vec<PathBuf>,
     /// How long the permit lasts under which the worker runs; it leaves 0.7 of this after the last
     /// heartbeat.
     pub lease: Duration,

@@ -25,7 +25,7 @@
 //! |---|---|
 //! | `wire` | frames on the socket: headers of `proto/worker.proto`, Arrow IPC in and out |
 //! | `schema` | the canonical feature rows and how a script's output is brought into it |
-//! | `script` | a script's text and its style |
+//! | `script`, `helpers` | a script's text, its helpers', its style |
 //! | `process`, `launch`, `logs` | the parent's end: requests, start and death, output lines |
 //! | `worker`, `session`, `context`, `events`, `collect`, `bootstrap.py` | the child's end |
 
@@ -33,6 +33,7 @@ mod collect;
 mod context;
 mod error;
 mod events;
+mod helpers;
 mod launch;
 mod logs;
 mod process;
@@ -43,6 +44,7 @@ mod wire;
 mod worker;
 
 pub use error::{Exit, WorkerError};
+pub use helpers::HelperModule;
 pub use launch::{ExitWatch, WorkerSpec};
 pub use process::{Heartbeat, Loaded, TransformOutput, WorkerProcess};
 pub use script::{Script, Style};

@@ -135,7 +135,6 @@ impl WorkerProcess {
         let mut worker = Self { life, requests, replies, logs, log_tasks, in_call: false };
         let init = Init {
             site_dirs: spec.site_dirs.iter().map(|dir| wire::path_to_bytes(dir)).collect(),
-            script_dirs: spec.script_dirs.iter().map(|dir| wire::path_to_bytes(dir)).collect(),
             lease_ms: u64::try_from(spec.lease.as_millis()).unwrap_or(u64::MAX),
             beat: Some(beat),
         };
@@ -185,6 +184,7 @@ impl WorkerProcess {
             path: wire::path_to_bytes(&script.path),
             source: script.source.to_string(),
             params_json: serde_json::Value::Object(script.params.clone()).to_string(),
+            modules: script.modules.iter().map(wire::module_of).collect(),
         };
         let body = wire::encode_schema(input_schema)
             .map_err(|error| WorkerError::Input(error.to_string()))?;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// One version of a script: its text, where it came from and what it is given.
+use super::helpers::{HelperModule, helpers_of};
+
+/// One version of a script: its text and its helpers', where it came from and what it is given.
 ///
 /// Workers run the text held here, never the file, so a version stays what it is while the file
 /// is being edited.
@@ -19,36 +21,77 @@ pub struct Script {
     pub path: PathBuf,
     /// The whole text.
     pub source: Arc<str>,
-    /// SHA-256 of `source` in lower-case hex: the version.
+    /// The modules that it imports from its folder, sorted by name.
+    pub modules: Vec<HelperModule>,
+    /// The version: SHA-256 in lower-case hex of `source` or, with helpers, of all the texts.
     pub sha256: String,
     /// What the script finds in `ctx.params`.
     pub params: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Script {
-    /// Reads a script from a file; its name is the file's name without `.py`, its parameters
-    /// are empty.
+    /// Reads a script from a file, with its helpers from the same folder; its name is the file's
+    /// name without `.py`, its parameters are empty.
     ///
     /// # Errors
-    /// When the file cannot be read, is not UTF-8 or has no name.
+    /// When a file cannot be read, is not UTF-8 or has no name, or the helpers are too large.
     pub fn read(path: &Path) -> io::Result<Self> {
+        Self::read_with(path, &[])
+    }
+
+    /// The same with helpers from further folders.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_with(path: &Path, further: &[&Path]) -> io::Result<Self> {
         let name = path.file_stem().and_then(|stem| stem.to_str()).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "the script's file has no readable name")
         })?;
         let source = std::fs::read_to_string(path)?;
-        Ok(Self::new(name, path, &source))
+        let own = path.parent().unwrap_or(Path::new("."));
+        let folders: Vec<&Path> = std::iter::once(own).chain(further.iter().copied()).collect();
+        let modules = helpers_of(&folders, name, &source)?;
+        Ok(Self::with_modules(name, path, &source, modules))
     }
 
-    /// A script from text that is already at hand (a stored version, an upload).
+    /// A script without helpers, from text that is already at hand.
     pub fn new(name: &str, path: &Path, source: &str) -> Self {
+        Self::with_modules(name, path, source, Vec::new())
+    }
+
+    /// A script from texts that are already at hand (a stored version, one that was sent).
+    pub fn with_modules(
+        name: &str,
+        path: &Path,
+        source: &str,
+        mut modules: Vec<HelperModule>,
+    ) -> Self {
+        modules.sort();
+        let sha256 = version_of(source, &modules);
         Self {
             name: name.to_owned(),
             path: path.to_owned(),
             source: Arc::from(source),
-            sha256: hex(&Sha256::digest(source.as_bytes())),
+            modules,
+            sha256,
             params: serde_json::Map::new(),
         }
     }
+}
+
+/// Where a helper lies does not matter, only how it is called and what it says.
+fn version_of(source: &str, modules: &[HelperModule]) -> String {
+    let text = Sha256::digest(source.as_bytes());
+    if modules.is_empty() {
+        return hex(&text);
+    }
+    let mut all = Sha256::new_with_prefix(text);
+    for HelperModule { name, source, is_package, .. } in modules {
+        all.update(Sha256::digest(name.as_bytes()));
+        all.update([u8::from(*is_package)]);
+        all.update(Sha256::digest(source.as_bytes()));
+    }
+    hex(&all.finalize())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -110,6 +153,23 @@ mod tests {
             script.sha256,
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+    }
+
+    #[test]
+    fn helpers_are_part_of_the_version_and_their_place_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        for folder in [&one, &two] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("s.py"), "import h").unwrap();
+            std::fs::write(folder.join("h.py"), "x = 1").unwrap();
+        }
+        let version = |folder: &Path| Script::read(&folder.join("s.py")).unwrap().sha256;
+        let first = version(&one);
+        assert_eq!(first, version(&two));
+        assert_ne!(first, Script::new("s", Path::new("s.py"), "import h").sha256);
+        std::fs::write(two.join("h.py"), "x = 2").unwrap();
+        assert_ne!(first, version(&two));
     }
 
     #[test]

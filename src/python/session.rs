@@ -49,7 +49,7 @@ impl Session {
         let paths = |dirs: &[Vec<u8>]| -> Vec<PathBuf> {
             dirs.iter().map(|dir| wire::path_from_bytes(dir).to_owned()).collect()
         };
-        let dirs = (paths(&init.site_dirs), paths(&init.script_dirs));
+        let dirs = (paths(&init.site_dirs),);
         Python::attach(|py| {
             let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
             let bootstrap =
@@ -86,8 +86,16 @@ impl Session {
         let context = Py::new(py, Context::new(params.unbind(), Arc::clone(&self.channel)))?;
         let path = wire::path_from_bytes(&load.path).to_string_lossy();
         let columns: Vec<&str> = input.fields().iter().map(|f| f.name().as_str()).collect();
+        let modules: Vec<_> = load
+            .modules
+            .iter()
+            .map(|m| {
+                let path = wire::path_from_bytes(&m.path).to_string_lossy();
+                (&m.name, path, &m.source, m.is_package)
+            })
+            .collect();
         let (transform, style, takes_ctx, teardown, timeout): (_, String, bool, _, f64) = bootstrap
-            .call_method1("load", (&load.name, path, &load.source, &context, columns))?
+            .call_method1("load", (&load.name, path, &load.source, modules, &context, columns))?
             .extract()?;
         let convert: Option<Py<PyAny>> =
             bootstrap.call_method1("converter", (&style,))?.extract()?;

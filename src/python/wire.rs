@@ -19,6 +19,7 @@ use arrow::ipc::writer::StreamWriter;
 use arrow::record_batch::RecordBatch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::helpers::HelperModule;
 use super::script::Style;
 use crate::proto::worker as headers;
 pub(super) use crate::proto::worker::{
@@ -127,6 +128,16 @@ pub(super) fn style_of(reply: &LoadReply) -> Result<Style, WireError> {
             return Err(WireError::Malformed(format!("no style has the number {}", reply.style)));
         }
     })
+}
+
+/// A helper module as it travels.
+pub(super) fn module_of(module: &HelperModule) -> headers::Module {
+    headers::Module {
+        name: module.name.clone(),
+        path: path_to_bytes(&module.path),
+        source: module.source.clone(),
+        is_package: module.is_package,
+    }
 }
 
 /// A path as it travels: the bytes that the operating system knows it by.

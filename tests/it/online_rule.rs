@@ -6,7 +6,7 @@ use millstream::{
     messages::OnlineValue,
     online::{self, OnlineOutcome, Promise, format_field},
     protocol::{
-        online::{Admission, OnlineRule, promise_stays, stored_version, wins},
+        online::{Admission, OnlineRule, PromiseFate, promise_fate, stored_version, wins},
         source::{SourceName, Token},
         version::Version,
     },
@@ -46,15 +46,23 @@ impl Model {
         match rule.admit(generation, &token.to_string()) {
             Admission::Generation => return OnlineOutcome::Generation,
             Admission::Fenced => return OnlineOutcome::Fenced,
+            Admission::Early => unreachable!("the promise decides that"),
             Admission::Admitted => {}
         }
+        let settled = promise.settled;
         let promise =
             serde_json::json!({ "to": promise.to, "script_sha256": promise.script_sha256 });
-        let promised = self.hashes.entry(key("promised")).or_default();
-        let noted = promised.get(source.0.as_ref()).map(|p| serde_json::from_str(p).unwrap());
+        let promised = self.hashes.get(&key("promised"));
+        let noted = promised.and_then(|p| p.get(source.0.as_ref()));
+        let noted = noted.map(|p| serde_json::from_str(p).unwrap());
         let new = serde_json::from_value(promise.clone()).unwrap();
-        if !noted.is_some_and(|noted| promise_stays(&noted, &new)) {
-            promised.insert(source.0.to_string(), promise.to_string());
+        match promise_fate(noted.as_ref(), &new, settled) {
+            PromiseFate::Noted => {
+                let promised = self.hashes.entry(key("promised")).or_default();
+                promised.insert(source.0.to_string(), promise.to_string());
+            }
+            PromiseFate::KeptOut => {}
+            PromiseFate::Early => return OnlineOutcome::Early,
         }
         for value in values {
             let packed = value.version.pack(token.number);
@@ -140,6 +148,7 @@ async fn compare(connection: &mut ConnectionManager, seed: u64) -> BTreeMap<&'st
                 let promise = Promise {
                     to: random.random_range(0..9),
                     script_sha256: ["h", "i"][random.random_range(0..2)],
+                    settled: random.random_bool(0.7),
                 };
                 let values = random_values(&mut random);
                 let outcome =
@@ -151,6 +160,7 @@ async fn compare(connection: &mut ConnectionManager, seed: u64) -> BTreeMap<&'st
                 let name = match outcome {
                     OnlineOutcome::Written => "written",
                     OnlineOutcome::Fenced => "fenced",
+                    OnlineOutcome::Early => "early",
                     OnlineOutcome::Generation => "generation",
                 };
                 *outcomes.entry(name).or_default() += 1;
@@ -175,7 +185,7 @@ fn the_script_in_redis_is_the_rule() {
             }
         }
         // Else the comparison says nothing of that row of the table.
-        for name in ["written", "fenced", "generation"] {
+        for name in ["written", "fenced", "early", "generation"] {
             assert!(outcomes.get(name).copied().unwrap_or_default() > 50, "{outcomes:?}");
         }
     });

@@ -3,7 +3,7 @@
 use super::{
     lane::{Chunk, Lane, LaneState, Opened},
     passing::Progress,
-    place::{self, one},
+    place,
     poll_thread::{PartitionStatus, Wanted},
     polling::{METER, Polling},
 };
@@ -87,7 +87,7 @@ impl Polling {
         tracing::info!(source = %lane.source, position = reading.next, "a hole in the log? probing");
         let (source, topic, partition) = (lane.source.clone(), lane.topic.clone(), lane.partition);
         let from = reading.next;
-        if let Err(error) = self.consumer.pause(&one(&topic, partition)) {
+        if let Err(error) = place::pause(&self.consumer, &topic, partition) {
             tracing::warn!(%error, %source, "pause refused");
         }
         // The receiver lives in the node as long as this thread.
@@ -154,10 +154,6 @@ impl Polling {
     /// Hands chunks on, in order, as far as there is credit and an accumulator.
     pub(super) fn push_stuck(&mut self) {
         while let Some(mut batch) = self.stuck.pop_front() {
-            if self.awaits_promise(&batch) {
-                self.stuck.push_front(batch);
-                break;
-            }
             let (rows, bytes) = (batch.rows(), batch.bytes());
             let kib = ((bytes + rows * RECORD_OVERHEAD) >> 10) + 1;
             let kib = u32::try_from(kib.min(self.total_credit)).unwrap_or(u32::MAX);
@@ -186,21 +182,6 @@ impl Polling {
         METER.queue_depth(self.stuck.len());
     }
 
-    /// Whether a batch must wait until everything that was promised before it is acknowledged. Else
-    /// its own promise, under another script version, would hide the earlier one from the owner that
-    /// comes next. What it waits for was handed on before it, so nobody waits for ever.
-    fn awaits_promise(&self, batch: &SourceBatch) -> bool {
-        let Some(lane) = self.lanes.iter().find(|lane| lane.source == batch.source) else {
-            return false;
-        };
-        let LaneState::Reading(reading) = &lane.state else { return false };
-        let Some(promised) = &reading.opened.promised else { return false };
-        let acknowledged = self.parts.acknowledged.get(&lane.topic, lane.partition);
-        batch.token == reading.opened.token
-            && batch.from >= promised.to
-            && acknowledged.is_some_and(|at| at < promised.to)
-    }
-
     /// Pauses while chunks are stuck and resumes with a wide hysteresis: pausing drops what
     /// librdkafka has prefetched.
     pub(super) fn balance(&mut self) {
@@ -227,7 +208,7 @@ impl Polling {
             let LaneState::Reading(reading) = state else { continue };
             reading.resumed();
             let done = if pause {
-                self.consumer.pause(&one(topic, *partition))
+                place::pause(&self.consumer, topic, *partition)
             } else {
                 place::resume(&self.consumer, topic, *partition, reading.next)
             };

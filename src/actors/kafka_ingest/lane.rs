@@ -3,7 +3,7 @@
 //! | state | partition | leaves it when |
 //! |---|---|---|
 //! | opening | paused | the store answers the open: seeking, or halted |
-//! | seeking | paused | librdkafka accepted the seek: reading |
+//! | seeking | paused, or flowing unread | librdkafka accepted the seek: reading |
 //! | reading | flowing, or paused for back-pressure | a ticket comes back unsettled: opening |
 //! | waiting | paused | the store lets it in: it is asked again every moment |
 //! | halted | paused | an operator adopts it: the store is asked again now and then |

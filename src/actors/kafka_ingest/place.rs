@@ -1,4 +1,4 @@
-//! Where librdkafka reads: its partitions are assigned, stopped and set to a position only here.
+//! Where librdkafka reads: its partitions are assigned, paused and set to a position only here.
 //!
 //! Two things in librdkafka (2.12) decide how:
 //!
@@ -29,7 +29,7 @@ const SEEK_TIMEOUT: Duration = Duration::from_millis(100);
 pub(super) const UNKNOWN: Position = 0;
 
 /// A list of one partition.
-pub(super) fn one(topic: &str, partition: i32) -> TopicPartitionList {
+fn one(topic: &str, partition: i32) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(topic, partition);
     list
@@ -59,6 +59,15 @@ pub(super) fn assign_anew<C: ConsumerContext>(
 ) -> KafkaResult<()> {
     consumer.incremental_unassign(&one(topic, partition))?;
     assign_paused(consumer, &[(topic.to_owned(), partition)], position)
+}
+
+/// Stops a partition's flow; what librdkafka has fetched of it is dropped.
+pub(super) fn pause<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> KafkaResult<()> {
+    consumer.pause(&one(topic, partition))
 }
 
 /// Lets a partition flow.

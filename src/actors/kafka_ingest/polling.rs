@@ -7,7 +7,7 @@ use super::{
         WAITING_RETRY,
     },
     passing::Passing,
-    place::{self, one},
+    place,
     poll_thread::{Command, IngestStatus, PollThreadParts, Wanted},
 };
 use crate::{
@@ -315,7 +315,7 @@ impl Polling {
     /// Throws away what was read since the store's position and reads it again.
     pub(super) fn reopen(&mut self, i: usize) {
         let lane = &self.lanes[i];
-        if let Err(error) = self.consumer.pause(&one(&lane.topic, lane.partition)) {
+        if let Err(error) = place::pause(&self.consumer, &lane.topic, lane.partition) {
             tracing::warn!(%error, source = %lane.source, "pause refused");
         }
         self.ask(i);
@@ -366,7 +366,7 @@ impl Polling {
                 if lane.token().is_none_or(|known| token.number > known.number) =>
             {
                 if let LaneState::Reading(_) = lane.state
-                    && let Err(error) = self.consumer.pause(&one(&lane.topic, lane.partition))
+                    && let Err(error) = place::pause(&self.consumer, &lane.topic, lane.partition)
                 {
                     tracing::warn!(%error, %source, "pause refused");
                 }
@@ -392,7 +392,7 @@ impl Polling {
             }
             OpenReply::Halted { reason } => {
                 tracing::error!(%source, reason, "the source is halted");
-                if let Err(error) = self.consumer.pause(&one(&lane.topic, lane.partition)) {
+                if let Err(error) = place::pause(&self.consumer, &lane.topic, lane.partition) {
                     tracing::warn!(%error, %source, "pause refused");
                 }
                 lane.state = LaneState::Halted { since: Instant::now(), reason };

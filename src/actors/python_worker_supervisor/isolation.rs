@@ -163,7 +163,7 @@ impl Worker {
     ) -> Result<Result<TransformOutput, Failure>, RunError> {
         self.start().await?;
         let deadline = self.deadline().mul_f64(share);
-        let process = self.start().await?;
+        let process = self.process.as_mut().ok_or(WorkerError::Poisoned)?;
         let failure = match tokio::time::timeout(deadline, process.transform(piece)).await {
             Ok(Ok(output)) => return Ok(Ok(output)),
             Ok(Err(error)) => match self.blamed(error) {

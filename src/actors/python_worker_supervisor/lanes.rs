@@ -323,6 +323,10 @@ impl PythonWorkerSupervisor {
     /// The lane waits, visibly, for another version, or for an operator's word that what this one
     /// fails on is dead.
     fn suspect(&mut self, key: &LaneKey, sha256: &str, why: &str, ctx: &mut Context<Self>) {
+        // Said already, by another worker's batch.
+        if self.parts.workers.trust.why(sha256).is_some() {
+            return self.dispatch(key, ctx);
+        }
         let why = format!(
             "version {} is suspected: {why}. Mend the script, or take its failures for the data's \
              fault with `millstream transforms resume {} --dead-letter`",

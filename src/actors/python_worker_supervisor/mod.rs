@@ -110,7 +110,6 @@ impl PythonWorkerSupervisor {
             worker_id: String::new(),
             program: parts.program.clone(),
             site_dirs: parts.site_dirs.clone(),
-            script_dirs: vec![config.python.transforms_dir.clone()],
             lease: Duration::from_secs_f64(config.python.lease_s),
             memory_limit: config.python.memory_limit(),
         };

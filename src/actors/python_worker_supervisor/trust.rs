@@ -37,6 +37,12 @@ impl Trust {
         if inner.accepted.contains(sha256) {
             return None;
         }
+        // Another worker's batch was still on its way: nothing may be dead for it either.
+        if failed > 0
+            && let Some(why) = inner.suspected.get(sha256)
+        {
+            return Some(why.clone());
+        }
         let breaker = inner.breakers.entry(sha256.to_owned()).or_default();
         let now_s = self.since.elapsed().as_secs();
         let suspected = breaker.observe(now_s, rows as u64, failed as u64);
@@ -84,7 +90,9 @@ mod tests {
         assert!(why.contains("900 of 1000"), "{why}");
         assert_eq!(trust.why("a"), None, "the batch's fate comes first");
         trust.suspect("a", &why);
-        assert_eq!(trust.why("a"), Some(why));
+        assert_eq!(trust.why("a"), Some(why.clone()));
+        assert_eq!(trust.judge("a", 10, 1), Some(why), "a batch that was still on its way");
+        assert_eq!(trust.judge("a", 10, 0), None, "nothing of it would be dead");
         assert_eq!(trust.judge("b", 1_000, 0), None, "another version has its own record");
         trust.accept("a");
         assert_eq!((trust.why("a"), trust.judge("a", 1_000, 1_000)), (None, None));

@@ -13,6 +13,7 @@
 //! queue only when it was answered; what is answered is in DuckDB.
 
 mod answering;
+mod durable;
 mod operator;
 mod plain_writes;
 mod prepare;
@@ -21,6 +22,7 @@ mod sender;
 mod server;
 mod transport;
 
+pub use durable::DurablePositions;
 pub use operator::adopt;
 pub use plain_writes::{Owed, PlainWrites};
 pub use reads::{ask, select, verify_online};

@@ -1,6 +1,7 @@
 //! The sending side.
 
 use super::{
+    durable::DurablePositions,
     prepare::{NotQueued, prepare},
     transport::{listen, put_on_queue, write_online},
 };
@@ -54,6 +55,8 @@ pub struct QueueParts {
     pub replayer: Link<Replayer>,
     /// Positions that DuckDB acknowledged; told here, so that no killed actor can lose them.
     pub acknowledged: Arc<AcknowledgedPositions>,
+    /// The same for every source that is open, whatever it is read from.
+    pub durable: Arc<DurablePositions>,
     /// Redis' generation, as this node knows it.
     pub generation: Arc<Mutex<String>>,
 }
@@ -220,6 +223,7 @@ impl RedisQueue {
     /// open that is unanswered for very long has left the queue.
     fn close(&mut self, source: &SourceName) {
         self.windows.close(source);
+        self.parts.durable.close(source);
         self.unanswered.retain(|_, u| {
             u.fields.is_some() || !u.sources.contains(source) || u.sent_at.elapsed() < OPEN_KEPT
         });
@@ -229,6 +233,7 @@ impl RedisQueue {
     fn settle(&mut self, part: SentPart, verdict: PartVerdict, ctx: &mut Context<Self>) {
         self.windows.answered(&part.range);
         if verdict.decision.is_ok() {
+            self.parts.durable.advance(&verdict.source, verdict.next_pos);
             part.ticket.settle();
             if let Some((topic, partition)) = verdict.source.kafka_partition() {
                 self.parts.acknowledged.advance(topic, partition, verdict.next_pos);
@@ -369,7 +374,8 @@ impl Handler<FeatureBatch> for RedisQueue {
                 Some(connection) => connection,
                 None => parts.redis.manager_at_last().await,
             };
-            let batch = match write_online(batch, connection, &keys, &generation).await {
+            let written = write_online(batch, connection, &keys, &generation, &parts.durable);
+            let batch = match written.await {
                 Ok(batch) => batch,
                 Err(changed) => {
                     parts.renew_generation(&keys).await?;
@@ -427,6 +433,7 @@ impl Handler<Answered> for RedisQueue {
             QueueReply::Opened { source, reply } => {
                 if let OpenReply::Opened { token, next_pos, .. } = &reply {
                     self.windows.opened(source.clone(), *token, *next_pos);
+                    self.parts.durable.opened(source.clone(), *next_pos);
                 }
                 self.tell_ingest(SourceOpened { source, reply }, 1, ctx);
             }

@@ -2,7 +2,10 @@
 //! node's list. Each goes on until Redis has done it; an error holds up what comes behind it, so
 //! that the order stays.
 
-use super::sender::{Answered, METER, Queued, RedisQueue, ToQueue};
+use super::{
+    durable::DurablePositions,
+    sender::{Answered, METER, Queued, RedisQueue, ToQueue},
+};
 use crate::{
     messages::{FeatureBatch, FeaturePart},
     online::{self, OnlineOutcome, Promise},
@@ -18,6 +21,8 @@ use tokio::sync::mpsc;
 const LISTEN: Duration = Duration::from_secs(5);
 /// Entries that one round trip puts on the queue at most.
 const ENTRIES_A_TRIP: usize = 16;
+/// How soon a part is tried again that must not be online before what another script version made.
+const SETTLING: Duration = Duration::from_millis(5);
 
 /// Writes a batch's critical features online. Gives the batch back without the parts whose token
 /// is not the current one: either the source has another owner, or Redis lost the token, and only
@@ -30,6 +35,7 @@ pub(super) async fn write_online(
     connection: ConnectionManager,
     keys: &Keys,
     generation: &str,
+    durable: &DurablePositions,
 ) -> Result<FeatureBatch, GenerationChanged> {
     let started = Instant::now();
     let script_sha256 = batch.script_sha256.clone();
@@ -37,8 +43,8 @@ pub(super) async fn write_online(
     let writing = std::mem::take(&mut batch.parts).into_iter().map(|part| {
         let (mut connection, script_sha256) = (connection.clone(), &script_sha256);
         async move {
-            let promise = Promise { to: part.to, script_sha256 };
-            let outcome = write_part(&mut connection, keys, generation, &part, &promise).await;
+            let outcome =
+                write_part(&mut connection, keys, generation, &part, script_sha256, durable).await;
             (part, outcome)
         }
     });
@@ -49,7 +55,7 @@ pub(super) async fn write_online(
                 observe(&part);
                 written.push(part);
             }
-            OnlineOutcome::Fenced => {
+            OnlineOutcome::Fenced | OnlineOutcome::Early => {
                 let source = &part.source;
                 tracing::debug!(%source, "the token is not the current one; its part is read again");
             }
@@ -66,16 +72,23 @@ pub(super) async fn write_online(
 #[error("Redis lost everything")]
 pub(super) struct GenerationChanged;
 
+/// Waits until what another script version made before the part is durable; a source that was closed
+/// meanwhile is read again.
 async fn write_part(
     connection: &mut ConnectionManager,
     keys: &Keys,
     generation: &str,
     part: &FeaturePart,
-    promise: &Promise<'_>,
+    script_sha256: &str,
+    durable: &DurablePositions,
 ) -> OnlineOutcome {
     loop {
         let (source, token, values) = (&part.source, part.token, &part.online);
-        match online::write(connection, keys, generation, source, token, promise, values).await {
+        let known = durable.get(source);
+        let settled = known.is_some_and(|at| part.from <= at);
+        let promise = Promise { to: part.to, script_sha256, settled };
+        match online::write(connection, keys, generation, source, token, &promise, values).await {
+            Ok(OnlineOutcome::Early) if known.is_some() => tokio::time::sleep(SETTLING).await,
             Ok(outcome) => return outcome,
             Err(error) => {
                 METER.error("redis");

@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -52,7 +52,8 @@ pub async fn try_script(args: TryArgs) -> Result<(), Failure> {
     let config = args.file.load()?;
     let path = find_script(&config, &args.script)?;
     let stream = find_stream(&config, &path, args.stream.as_deref())?;
-    let script = Script::read(&path)
+    // A script from elsewhere finds its own helpers first.
+    let script = Script::read_with(&path, &[&config.python.transforms_dir])
         .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
     let subject = Subject::new(&stream.name, &script);
     let mut input = Input::open(&args.input, &config.batch)?;
@@ -116,19 +117,11 @@ fn rehearsal(
     bar: &ProgressBar,
     started: &Arc<AtomicUsize>,
 ) -> Result<Rehearsal, Failure> {
-    let beside = match script.path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    // A script from elsewhere finds its own helpers first.
-    let mut script_dirs = vec![beside.to_owned(), config.python.transforms_dir.clone()];
-    script_dirs.dedup();
     let spec = WorkerSpec {
         worker_id: "try".into(),
         program: std::env::current_exe().context("the program's own path is unknown")?,
         site_dirs: python_env::site_dirs(&config.python)
             .map_err(|error| Failure::Config(format!("{error:#}")))?,
-        script_dirs,
         lease: Duration::MAX,
         memory_limit: config.python.memory_limit(),
     };

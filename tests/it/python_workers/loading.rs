@@ -185,10 +185,20 @@ async fn helpers_beside_the_script_can_be_imported() {
         "def keep(event): event.pop('count'); return event\n",
     )
     .unwrap();
-    let with_dir = WorkerSpec { script_dirs: vec![dir.path().to_owned()], ..spec() };
-    let mut worker = in_time(WorkerProcess::spawn(&with_dir)).await.unwrap();
+    let path = dir.path().join("under_test.py");
     let source = "from my_helpers import keep\ndef transform(event: dict): return keep(event)\n";
-    worker.load(&script(source), &events(0).schema()).await.unwrap();
+    std::fs::write(&path, source).unwrap();
+    let script = Script::read(&path).unwrap();
+    // It is the version that runs, not what the files say by then.
+    std::fs::write(dir.path().join("my_helpers.py"), "raise SystemExit").unwrap();
+    let mut worker = in_time(WorkerProcess::spawn(&spec())).await.unwrap();
+    worker.load(&script, &events(0).schema()).await.unwrap();
     assert_identity(&worker.transform(&events(3)).await.unwrap());
+
+    // Another version in the same process.
+    let mended = Script::read(&path).unwrap();
+    assert_ne!(script.sha256, mended.sha256);
+    let error = worker.load(&mended, &events(0).schema()).await.unwrap_err();
+    assert!(format!("{error:?}").contains("my_helpers.py"), "{error:?}");
     worker.stop(DEADLINE).await;
 }

@@ -50,7 +50,6 @@ fn spec() -> WorkerSpec {
         worker_id: "test-worker".into(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_millstream")),
         site_dirs: vec![site_dir()],
-        script_dirs: Vec::new(),
         lease: LEASE,
         memory_limit: None,
     }

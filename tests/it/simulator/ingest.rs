@@ -211,14 +211,11 @@ impl World {
         let (p, fetch_at) = (lane.p, lane.fetch_at);
         let LaneState::Reading(reading) = &lane.state else { return };
         let Some((pos, event)) = self.broker.next_event(p, fetch_at) else { return };
-        let crosses = reading.opened.promised.is_some_and(|(to, script)| {
-            pos >= to
-                && reading.next <= pos
-                && script != self.nodes[n].script
-                && reading.chunk_from <= to
+        let crosses = reading.opened.promised.is_some_and(|(to, _)| {
+            pos >= to && reading.chunk.first().is_some_and(|(first, _)| *first < to)
         });
-        if crosses && !self.may_cross(n, i) {
-            return;
+        if crosses {
+            return self.cut(n, i);
         }
         let lane = &mut self.nodes[n].lanes[i];
         lane.fetch_at = pos + 1;
@@ -244,25 +241,6 @@ impl World {
         }
     }
 
-    /// At the end of what was promised under another script: everything before it must be durable
-    /// before the own script begins.
-    fn may_cross(&mut self, n: usize, i: usize) -> bool {
-        let lane = &self.nodes[n].lanes[i];
-        let LaneState::Reading(reading) = &lane.state else { return false };
-        if !reading.chunk.is_empty() {
-            self.cut(n, i);
-            return false;
-        }
-        if self.has(Defect::PromiseNotAwaited) {
-            return true;
-        }
-        let durable = self.nodes[n].acknowledged[lane.p].is_some_and(|a| a >= reading.chunk_from);
-        if !durable {
-            self.count(Count::PromiseAwaited);
-        }
-        durable
-    }
-
     /// Turns the chunk of one lane into a part.
     pub fn cut_some(&mut self, n: usize) {
         if let Some(i) = self.lane_of(n) {
@@ -271,27 +249,24 @@ impl World {
     }
 
     fn cut(&mut self, n: usize, i: usize) {
-        let own = self.nodes[n].script;
         let lane = &mut self.nodes[n].lanes[i];
         let p = lane.p;
         let LaneState::Reading(reading) = &mut lane.state else { return };
         let Some((first, _)) = reading.chunk.first().copied() else { return };
-        let script = match reading.opened.promised {
-            Some((to, script)) if first < to => script,
-            _ => own,
-        };
+        let promised = reading.opened.promised;
+        let pinned = promised.filter(|(to, _)| first < *to).map(|(_, script)| script);
         let records = std::mem::take(&mut reading.chunk);
         let from = std::mem::replace(&mut reading.chunk_from, reading.next);
         let (to, token, source_no) = (reading.next, reading.opened.token, reading.opened.source_no);
-        if script != own {
+        if pinned.is_some() {
             self.count(Count::PromiseHonoured);
         }
         let source = self.sources[p].clone();
         let ticket = Ticket::new(source.clone(), token, from, to, self.nodes[n].abandon.clone());
         let range = PartRange { source, token, from, to };
-        say!(self, format!("node{n}"), "read {p}/[{from},{to}) for script {script}");
+        say!(self, format!("node{n}"), "read {p}/[{from},{to}) for script {pinned:?}");
         let part = SourcePart { p, range, source_no, records, ticket };
-        self.nodes[n].stuck.push_back((script, part));
+        self.nodes[n].stuck.push_back((pinned, part));
     }
 
     /// The actor passes one thing on, in one direction or the other.

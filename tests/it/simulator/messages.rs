@@ -17,7 +17,7 @@ pub fn place(range: &PartRange) -> String {
     format!("{p}/[{},{})", range.from, range.to)
 }
 
-/// Records of one source under one script version.
+/// Records of one source.
 #[derive(Debug)]
 pub struct SourcePart {
     /// Partition.
@@ -41,7 +41,7 @@ impl Part for SourcePart {
         10 * self.records.len()
     }
 
-    /// Each script version has an accumulator of its own here.
+    /// Each pin has an accumulator of its own here.
     fn pin(&self) -> Option<&str> {
         None
     }
@@ -60,8 +60,8 @@ impl Part for SourcePart {
 /// A closed batch.
 #[derive(Debug)]
 pub struct EventBatch {
-    /// The version it is to be run under.
-    pub script: u8,
+    /// The version that it must be run under; `None`: the current one.
+    pub pinned: Option<u8>,
     /// Its parts.
     pub parts: Vec<SourcePart>,
 }

@@ -43,8 +43,8 @@ pub struct Worker {
     pub lease: u64,
     /// Since when the last renewal it heard of counts.
     pub renewed_at: u64,
-    /// What it runs.
-    pub batch: Option<EventBatch>,
+    /// What it runs, and under which version.
+    pub batch: Option<(u8, EventBatch)>,
 }
 
 impl Worker {
@@ -62,7 +62,7 @@ pub struct Node {
     pub paused_until: u64,
     /// Which life: answers go to it.
     pub incarnation: u64,
-    /// The script version that it found when it started.
+    /// The current script version.
     pub script: u8,
     /// Redis' generation as it knows it.
     pub generation: Rc<str>,
@@ -72,22 +72,24 @@ pub struct Node {
     pub last_poll: u64,
     /// Its partitions.
     pub lanes: Vec<Lane>,
-    /// Parts that wait for the accumulator, with their script.
-    pub stuck: VecDeque<(u8, SourcePart)>,
+    /// Parts that wait for the accumulator, with their pin.
+    pub stuck: VecDeque<(Option<u8>, SourcePart)>,
     /// Where tickets report.
     pub abandon: mpsc::UnboundedSender<Abandoned>,
     /// What they reported.
     pub abandoned: mpsc::UnboundedReceiver<Abandoned>,
     /// Positions that the store acknowledged.
     pub acknowledged: [Option<i64>; PARTITIONS],
+    /// How far sources that are open are durable; survives RedisQueue.
+    pub durable: [Option<i64>; PARTITIONS],
     /// Offsets that were committed.
     pub committed: [Option<i64>; PARTITIONS],
     /// From the poll thread to RedisQueue.
     pub wanted: VecDeque<ToSender>,
     /// KafkaIngest's mailbox.
     pub opened: VecDeque<(usize, OpenReply)>,
-    /// One a script version.
-    pub accumulators: Vec<Accumulator<SourcePart>>,
+    /// One a pin.
+    pub accumulators: Vec<(Option<u8>, Accumulator<SourcePart>)>,
     /// The supervisor's batches.
     pub batches: VecDeque<EventBatch>,
     /// The supervisor's workers.
@@ -98,8 +100,9 @@ pub struct Node {
     pub sender: Sender,
 }
 
-fn accumulators() -> Vec<Accumulator<SourcePart>> {
-    (0..SCRIPTS).map(|_| Accumulator::new(LIMITS)).collect()
+fn accumulators() -> Vec<(Option<u8>, Accumulator<SourcePart>)> {
+    let pins = (0..SCRIPTS).map(Some).chain([None]);
+    pins.map(|pin| (pin, Accumulator::new(LIMITS))).collect()
 }
 
 impl Node {
@@ -119,6 +122,7 @@ impl Node {
             abandon,
             abandoned,
             acknowledged: [None; PARTITIONS],
+            durable: [None; PARTITIONS],
             committed: [None; PARTITIONS],
             wanted: VecDeque::new(),
             opened: VecDeque::new(),
@@ -143,7 +147,7 @@ impl Node {
             ("opens", !self.wanted.is_empty() || !self.opened.is_empty()),
             ("batches for Python", !self.batches.is_empty()),
             ("calls", self.workers.iter().any(|w| w.batch.is_some())),
-            ("an open batch", self.accumulators.iter().any(|a| a.waiting() > 0)),
+            ("an open batch", self.accumulators.iter().any(|(_, a)| a.waiting() > 0)),
             ("lanes", !self.lanes.iter().all(Lane::is_reading)),
             ("the queue", !self.sender.is_quiet()),
         ];
@@ -181,7 +185,7 @@ impl World {
         let node = &self.nodes[n];
         match kind {
             2..=5 => node.lanes.iter().any(Lane::is_reading),
-            6 => !node.stuck.is_empty() || node.accumulators.iter().any(|a| a.waiting() > 0),
+            6 => !node.stuck.is_empty() || node.accumulators.iter().any(|(_, a)| a.waiting() > 0),
             7 => !node.batches.is_empty() && !node.workers.is_empty(),
             8 | 11 | 18 => !node.workers.is_empty() || !node.to_release.is_empty(),
             9 => !node.wanted.is_empty() || !node.opened.is_empty(),
@@ -210,25 +214,28 @@ impl World {
         let now = self.instant();
         let next = self.nodes[n].stuck.pop_front();
         let mut closed = Vec::new();
-        for script in 0..SCRIPTS {
-            let accumulator = &mut self.nodes[n].accumulators[usize::from(script)];
-            closed.extend(accumulator.tick(now).map(|c| (script, c)));
+        for (pin, accumulator) in &mut self.nodes[n].accumulators {
+            closed.extend(accumulator.tick(now).map(|c| (*pin, c)));
         }
-        if let Some((script, part)) = next {
-            let accumulator = &mut self.nodes[n].accumulators[usize::from(script)];
-            closed.extend(accumulator.push(part, now).into_iter().map(|c| (script, c)));
+        if let Some((pin, part)) = next {
+            let mut all = self.nodes[n].accumulators.iter_mut();
+            if let Some((_, accumulator)) = all.find(|(of, _)| *of == pin) {
+                closed.extend(accumulator.push(part, now).into_iter().map(|c| (pin, c)));
+            }
         }
-        for (script, batch) in closed {
+        for (pinned, batch) in closed {
             let (parts, reason) = (batch.parts.len(), batch.reason.name());
             say!(self, format!("node{n}"), "closed a batch of {parts} parts by {reason}");
-            self.nodes[n].batches.push_back(EventBatch { script, parts: batch.parts });
+            self.nodes[n].batches.push_back(EventBatch { pinned, parts: batch.parts });
         }
     }
 
     fn start_call(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         if let Some(worker) = node.workers.iter_mut().find(|w| w.batch.is_none()) {
-            worker.batch = node.batches.pop_front();
+            let current = node.script;
+            let next = node.batches.pop_front();
+            worker.batch = next.map(|batch| (batch.pinned.unwrap_or(current), batch));
         }
     }
 
@@ -238,7 +245,8 @@ impl World {
             return;
         }
         let i = self.pick(workers);
-        let Some(EventBatch { script, parts }) = self.nodes[n].workers[i].batch.take() else {
+        let taken = self.nodes[n].workers[i].batch.take();
+        let Some((script, EventBatch { parts, .. })) = taken else {
             // Without work it leaves.
             if self.pick(4) == 0 {
                 let worker = self.nodes[n].workers.remove(i);
@@ -306,7 +314,7 @@ impl World {
                 let worker = self.nodes[n].workers.remove(i);
                 self.count(Count::WorkerLeft);
                 say!(self, format!("node{n}"), "worker {} heard no renewal and left", worker.lease);
-                if let Some(batch) = worker.batch {
+                if let Some((_, batch)) = worker.batch {
                     self.nodes[n].batches.push_front(batch);
                 }
             }
@@ -342,6 +350,15 @@ impl World {
         let name =
             ["KafkaIngest", "BatchAccumulator", "PythonWorkerSupervisor", "RedisQueue"][which];
         say!(self, format!("node{n}"), "{name} died");
+    }
+
+    /// The script is swapped while batches are on their way.
+    pub fn swap_script(&mut self, n: usize) {
+        let script = self.pick(usize::from(SCRIPTS)) as u8;
+        if std::mem::replace(&mut self.nodes[n].script, script) != script {
+            self.count(Count::Swapped);
+            say!(self, format!("node{n}"), "script {script} from now on");
+        }
     }
 
     /// The whole node dies.

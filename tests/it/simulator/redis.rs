@@ -9,7 +9,7 @@ use super::{
 };
 use millstream::protocol::{
     generation::Found,
-    online::{Admission, OnlineRule, wins},
+    online::{Admission, OnlineRule, PromiseFate, promise_fate, wins},
     source::{Promised, Token},
 };
 use std::{
@@ -76,6 +76,8 @@ pub struct Writing<'a> {
     pub token: Token,
     /// What becomes online, and by which script.
     pub promised: Promised,
+    /// Whether everything before the part is durable.
+    pub settled: bool,
     /// Newest of each key.
     pub values: &'a [OnlineValue],
 }
@@ -143,7 +145,9 @@ impl World {
         let token = if unfenced { Some(own.as_str()) } else { stored.as_deref() };
         let admission = OnlineRule { generation, token }.admit(write.generation, &own);
         if admission == Admission::Admitted {
-            self.promise(write);
+            if !self.promise(write) {
+                return Admission::Early;
+            }
             for value in write.values {
                 self.put_value(value);
             }
@@ -152,17 +156,17 @@ impl World {
         admission
     }
 
-    fn promise(&mut self, write: &Writing<'_>) {
+    /// Notes what is promised; `false`: it must wait.
+    fn promise(&mut self, write: &Writing<'_>) -> bool {
+        let settled = write.settled || self.has(Defect::PromiseNotAwaited);
         let overwrite = self.has(Defect::PromiseOverwritten);
         let promised = &mut self.redis.keys.promised[write.p];
-        match promised {
-            // Batches of one script come in any order. Another script begins only when all that
-            // was promised is durable.
-            Some(known) if known.script_sha256 == write.promised.script_sha256 && !overwrite => {
-                known.to = known.to.max(write.promised.to);
-            }
+        match promise_fate(promised.as_ref(), &write.promised, settled) {
+            PromiseFate::Early => return false,
+            PromiseFate::KeptOut if !overwrite => {}
             _ => *promised = Some(write.promised.clone()),
         }
+        true
     }
 
     fn put_value(&mut self, value: &OnlineValue) {

@@ -90,7 +90,7 @@ impl World {
 
     fn hit(&mut self) {
         let n = self.pick(NODES);
-        match self.pick(20) {
+        match self.pick(24) {
             0 | 1 => self.kill_store(),
             2 | 3 if self.nodes[n].up => self.kill_node(n),
             4 | 5 if self.nodes[n].up => self.pause(n),
@@ -101,6 +101,7 @@ impl World {
             17 if !self.strayed => self.back_up(),
             18 if self.pick(2) == 0 => self.restore(),
             19 if self.store.backup.is_none() => self.stray(),
+            20..=23 if self.nodes[n].up => self.swap_script(n),
             _ => {}
         }
     }

@@ -129,6 +129,7 @@ impl World {
 
     fn close(&mut self, n: usize, p: usize) {
         let now = self.now;
+        self.nodes[n].durable[p] = None;
         let sender = &mut self.nodes[n].sender;
         sender.windows.close(&self.sources[p]);
         sender
@@ -158,7 +159,10 @@ impl World {
         let (token, values, generation) =
             (effect.range.token, effect.online(), batch.generation.clone());
         let promised = Promised { to, script_sha256: script_name(batch.script).to_owned() };
-        let write = Writing { generation: &generation, p, token, promised, values: &values };
+        let durable = self.nodes[n].durable[p];
+        let settled = durable.is_some_and(|at| from <= at);
+        let write =
+            Writing { generation: &generation, p, token, promised, settled, values: &values };
         let admission = self.write_online(&write);
         let (number, node) = (token.number, format!("node{n}"));
         say!(self, node, "online {p}/[{from},{to}) token {number}: {admission:?} {net:?}");
@@ -172,7 +176,8 @@ impl World {
                 batch.written.push(part);
                 self.count(Count::OnlineWritten);
             }
-            Admission::Fenced => {
+            Admission::Early if durable.is_some() => return self.count(Count::PromiseAwaited),
+            Admission::Fenced | Admission::Early => {
                 batch.to_write.swap_remove(at);
                 self.count(Count::OnlineFenced);
             }
@@ -277,6 +282,7 @@ impl World {
             Said::Opened(p, reply) => {
                 if let OpenReply::Opened { token, next_pos, .. } = &reply {
                     let source = self.sources[p].clone();
+                    self.nodes[n].durable[p] = Some(*next_pos);
                     self.nodes[n].sender.windows.opened(source, *token, *next_pos);
                 }
                 self.nodes[n].opened.push_back((p, reply));
@@ -309,6 +315,8 @@ impl World {
             ticket.settle();
             let known = &mut node.acknowledged[verdict.p];
             *known = Some(known.map_or(verdict.next_pos, |k| k.max(verdict.next_pos)));
+            let durable = &mut node.durable[verdict.p];
+            *durable = durable.map(|at| at.max(verdict.next_pos));
         } else {
             node.sender.windows.lost(&verdict.range);
         }

@@ -39,7 +39,7 @@ counted! {
     Apply, Duplicate, Gap, Overlap, Fenced, OnlineWritten, OnlineFenced, OnlineGeneration,
     KeptOut, Looked, Replayed, Renewed, Repeated, SentAgain, Refused, Halted, PromiseHonoured,
     PromiseAwaited, Reopened, Reseek, RedisEmptied, RedisRestarted, RedisLostEnd, ReplyLost,
-    RequestLost, AnswerLost, StoreCrash, StatementError, CommitUnknown, Restored, NodeCrash,
+    RequestLost, AnswerLost, Swapped, StoreCrash, StatementError, CommitUnknown, Restored, NodeCrash,
     NodePaused, ActorDied, Rebalanced, PartitionLost, OffsetLost, WorkerLeft, LeaseRefused,
 }
 
@@ -131,7 +131,7 @@ impl World {
             strayed: false,
             last_id: 0,
         };
-        // Some worlds never change their script until a node starts again.
+        // Some worlds begin with one script everywhere.
         let same = world.rng.random_bool(0.3);
         for _ in 0..NODES {
             let script = if same { 0 } else { world.rng.random_range(0..SCRIPTS) };

@@ -46,7 +46,6 @@ impl Bench {
                 worker_id: String::new(),
                 program: "none".into(),
                 site_dirs: Vec::new(),
-                script_dirs: Vec::new(),
                 lease: LEASE,
                 memory_limit: None,
             },

@@ -316,10 +316,12 @@ impl Serving {
     ) -> anyhow::Result<()> {
         let Opened { token, generation, .. } = opened;
         let (keys, source) = (&self.keys, &self.source);
-        let promise = Promise { to, script_sha256: "" };
+        // One batch at a time: everything before it is durable.
+        let promise = Promise { to, script_sha256: "", settled: true };
         match online::write(commands, keys, generation, source, *token, &promise, values).await? {
             OnlineOutcome::Written => Ok(()),
             OnlineOutcome::Fenced => bail!("{source} was opened by another, or Redis was emptied"),
+            OnlineOutcome::Early => bail!("{source} promised a script, which is a defect"),
             OnlineOutcome::Generation => bail!("Redis lost everything"),
         }
     }
