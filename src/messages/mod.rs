@@ -12,6 +12,7 @@ mod features;
 mod permits;
 mod records;
 mod replay;
+mod script;
 mod source;
 mod write;
 
@@ -24,6 +25,7 @@ pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
 pub use records::{Credit, Record, Records};
 pub use replay::{LetterToReplay, OfSource, RegisterReplay, ReplayHead, replayed_letters_schema};
+pub use script::{NoteScript, ScriptNoted, ScriptText};
 pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
 pub use write::{
     Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, PartHeader, PartVerdict, QueueEntry,

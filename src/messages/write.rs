@@ -1,7 +1,10 @@
 //! Between the two sides of the RedisQueue, and between its serving side and the DuckDbWriter.
 
 use super::features::OnlineValue;
-use super::replay::RegisterReplay;
+use super::{
+    replay::RegisterReplay,
+    script::{NoteScript, ScriptNoted},
+};
 use crate::protocol::{
     apply::Decision,
     source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName, Token},
@@ -79,6 +82,8 @@ pub enum QueueRequest {
     },
     /// Fix what a replay of dead letters contains.
     Register(RegisterReplay),
+    /// Append to the history of a stream's script.
+    Note(NoteScript),
     /// An entry that nobody can read; it is answered so that nobody waits for it.
     Unreadable(String),
 }
@@ -184,6 +189,8 @@ pub enum QueueReply {
         /// Letters that it contains.
         letters: i64,
     },
+    /// To an event of a stream's script.
+    Noted(ScriptNoted),
     /// The store cannot take this entry, now or ever; its sources halt.
     Refused {
         /// One sentence for the operator.

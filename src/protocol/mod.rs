@@ -11,6 +11,7 @@
 //! | [`quarantine`] | what becomes of an entry that the store died over |
 //! | [`lease`] | how many Python workers may live, and when Redis knows it |
 //! | [`plain_writes`] | which position an entry of the plain writes' stream has |
+//! | [`script_history`] | which version of its script a stream runs |
 //! | [`version`] | which of two values of a feature is the newer |
 //! | [`online`] | which online writes take effect |
 //! | [`generation`] | what the store does when Redis lost data |
@@ -27,6 +28,7 @@ pub mod new_partition;
 pub mod online;
 pub mod plain_writes;
 pub mod quarantine;
+pub mod script_history;
 pub mod source;
 pub mod ticket;
 pub mod version;

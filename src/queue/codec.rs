@@ -1,8 +1,9 @@
 //! Requests and answers as bytes.
 
 use crate::messages::{
-    DeadLetter, QueueReply, QueueRequest, RegisterReplay, ReplayHead, WriteHeader, WriteRequest,
-    dead_letter_schema, dead_letters_to_arrow, feature_row_schema, replayed_letters_schema,
+    DeadLetter, NoteScript, QueueReply, QueueRequest, RegisterReplay, ReplayHead, WriteHeader,
+    WriteRequest, dead_letter_schema, dead_letters_to_arrow, feature_row_schema,
+    replayed_letters_schema,
 };
 use crate::protocol::source::{AdoptAt, OpenRequest, SourceName};
 use arrow::{
@@ -79,6 +80,14 @@ pub fn encode_register(replay: &RegisterReplay) -> anyhow::Result<Fields> {
     ])
 }
 
+/// An event of a stream's script as fields.
+///
+/// # Errors
+/// When it is no JSON, which is a defect.
+pub fn encode_note(note: &NoteScript) -> anyhow::Result<Fields> {
+    Ok(vec![("kind", b"note".to_vec()), ("head", serde_json::to_vec(note)?)])
+}
+
 fn ipc(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let mut writer = StreamWriter::try_new(Vec::with_capacity(bytes + 1_024), schema)?;
@@ -113,6 +122,7 @@ fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
             let (source, at) = serde_json::from_slice(bytes("head")?)?;
             Ok(QueueRequest::Adopt { source, at })
         }
+        b"note" => Ok(QueueRequest::Note(serde_json::from_slice(bytes("head")?)?)),
         b"write" => {
             let header: WriteHeader = serde_json::from_slice(bytes("head")?)?;
             let parts = header.parts.len();

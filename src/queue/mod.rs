@@ -23,8 +23,8 @@ mod codec;
 mod connection;
 
 pub use codec::{
-    Answer, decode_entry, decode_reply, encode_adopt, encode_open, encode_register, encode_reply,
-    encode_write,
+    Answer, Fields, decode_entry, decode_reply, encode_adopt, encode_note, encode_open,
+    encode_register, encode_reply, encode_write,
 };
 pub use connection::{RETRY, ReadingSlot, RedisLink, blocking_connection};
 

@@ -14,6 +14,7 @@
 //! | [`audit`] | ledger against tables, duplicates, online against newest |
 //! | [`newest`] | the newest values, as the online store must have them |
 //! | [`replays`] | what a replay of dead letters contains |
+//! | [`scripts`] | what happened to each stream's script, and the texts of all versions |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
 pub mod attempts;
@@ -28,6 +29,7 @@ pub mod reader;
 pub mod readers;
 pub mod replays;
 pub mod schema;
+pub mod scripts;
 pub mod sources;
 pub mod writer;
 

@@ -111,6 +111,33 @@ ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS place BIGINT;
 ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS payload BLOB;
 ALTER TABLE dead_letter_replays ADD COLUMN IF NOT EXISTS recorded_at TIMESTAMPTZ;
 
+-- Every script version that was ever tried, with its text and its helper modules (JSON). Ledger
+-- lines and dead letters name it.
+CREATE TABLE IF NOT EXISTS transform_versions (
+    script_sha256 VARCHAR NOT NULL,
+    name          VARCHAR NOT NULL,
+    source        VARCHAR NOT NULL,
+    modules       VARCHAR NOT NULL,
+    node          VARCHAR NOT NULL,
+    first_seen_at TIMESTAMPTZ NOT NULL
+);
+
+-- What happened to each stream's script, in order; which version is active follows from it, see
+-- protocol/script_history.rs. from_sha256: the version that was active. params, trial: JSON.
+CREATE TABLE IF NOT EXISTS transform_history (
+    seq           BIGINT NOT NULL,
+    note_id       VARCHAR NOT NULL,
+    stream        VARCHAR NOT NULL,
+    action        VARCHAR NOT NULL,
+    script_sha256 VARCHAR NOT NULL,
+    from_sha256   VARCHAR,
+    reason        VARCHAR NOT NULL,
+    params        VARCHAR,
+    trial         VARCHAR,
+    node          VARCHAR NOT NULL,
+    noted_at      TIMESTAMPTZ NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS uploads (
     upload_id       UUID NOT NULL,
     idempotency_key VARCHAR NOT NULL,
@@ -136,13 +163,15 @@ CREATE TABLE IF NOT EXISTS service_meta (
 ";
 
 /// The tables that a client may read.
-pub const READABLE_TABLES: [&str; 8] = [
+pub const READABLE_TABLES: [&str; 10] = [
     "sources",
     "ingest_ledger",
     "features_table",
     "dead_letters",
     "replays",
     "dead_letter_replays",
+    "transform_versions",
+    "transform_history",
     "uploads",
     "service_meta",
 ];

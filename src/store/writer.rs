@@ -14,7 +14,7 @@ use super::{
     sources::{self, SourceInfo, Sources},
 };
 use crate::{
-    messages::{PartVerdict, RegisterReplay, WriteRequest},
+    messages::{NoteScript, PartVerdict, RegisterReplay, ScriptNoted, WriteRequest},
     protocol::{
         apply::{Decision, Watermarks},
         source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName},
@@ -287,6 +287,15 @@ impl Writer {
     pub fn register_replay(&mut self, replay: &RegisterReplay) -> Result<i64, StoreError> {
         let stamp_us = self.stamp();
         self.in_transaction(|connection| super::replays::register(connection, replay, stamp_us))
+    }
+
+    /// Appends an event to the history of a stream's script.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`] with nothing changed; [`StoreError::UnknownCommit`].
+    pub fn note_script(&mut self, note: &NoteScript) -> Result<ScriptNoted, StoreError> {
+        let stamp_us = self.stamp();
+        self.in_transaction(|connection| super::scripts::note(connection, note, stamp_us))
     }
 
     /// Each transaction has one stamp, and stamps strictly increase.

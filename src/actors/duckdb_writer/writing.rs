@@ -165,6 +165,10 @@ impl Writing {
                 let letters = self.safely(|writer| writer.register_replay(&replay))?;
                 letters.map(|letters| QueueReply::Registered { letters })
             }
+            QueueRequest::Note(note) => {
+                let noted = self.safely(|writer| writer.note_script(&note))?;
+                noted.map(QueueReply::Noted)
+            }
             QueueRequest::Unreadable(reason) => {
                 tracing::error!(reason, "an entry of the queue cannot be read");
                 Err(reason)

@@ -444,8 +444,8 @@ impl Handler<Answered> for RedisQueue {
                     self.settle(part, verdict, ctx);
                 }
             }
-            // Nobody registers a replay through this actor.
-            QueueReply::Registered { .. } => {}
+            // Nobody asks for these through this actor.
+            QueueReply::Registered { .. } | QueueReply::Noted(_) => {}
             QueueReply::Refused { reason } => {
                 METER.error("unreadable");
                 for source in unanswered.sources {

@@ -2,15 +2,15 @@
 
 use super::letters::{self, Candidate, Filter, MOST_REREAD, MOST_REREAD_BYTES};
 use crate::{
+    actors::redis_queue,
     config::Config,
     decode::{MAX_RECORD_BYTES, reasons},
     kafka::Rereader,
     messages::{LetterToReplay, QueueReply, RegisterReplay},
     protocol::source::SourceName,
-    queue::{self, Keys, RedisLink, decode_reply, encode_register},
+    queue::{Keys, RedisLink, encode_register},
 };
 use anyhow::{Context as _, bail};
-use redis::Value;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -190,25 +190,11 @@ impl ReplayDesk {
             owner: self.config.node_name(),
             letters: LetterToReplay::to_arrow(letters)?,
         };
-        let reply_to = self.keys.replies(&format!("register:{replay_id}"));
-        let mut connection = queue::blocking_connection(&self.redis, REGISTERING).await?;
-        let mut add = redis::cmd("XADD");
-        add.arg(self.keys.queue()).arg("*").arg("to").arg(&reply_to).arg("round").arg(0);
-        for (name, value) in encode_register(&replay)? {
-            add.arg(name).arg(value);
-        }
-        let () = add.exec_async(&mut connection).await?;
-        let answer: Option<(String, Value)> = redis::cmd("BLPOP")
-            .arg(&reply_to)
-            .arg(REGISTERING.as_secs())
-            .query_async(&mut connection)
-            .await?;
-        let (_, answer) = answer.with_context(|| {
-            format!(
-                "no store answered; should it write replay {replay_id} down later, it is replayed"
-            )
-        })?;
-        match decode_reply(&answer)?.reply {
+        let fields = encode_register(&replay)?;
+        let reply = redis_queue::request(&self.redis, &self.keys, fields, REGISTERING)
+            .await
+            .with_context(|| format!("replay {replay_id} is not known to be written down"))?;
+        match reply {
             QueueReply::Registered { letters } => {
                 Ok(Registered { replay_id: Some(replay_id), stream, letters })
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::datatypes::{DataType, Field, Schema};
-use millstream::python::{Exit, Script, WorkerError, WorkerProcess, WorkerSpec};
+use millstream::python::{Exit, Script, WorkerError, WorkerProcess};
 
 use super::{DEADLINE, EVENT_IDENTITY, assert_identity, events, in_time, row_numbers, values};
 use super::{run, script, spec, started};
