@@ -9,6 +9,7 @@ pub mod kafka_ingest;
 pub mod python_worker_supervisor;
 pub mod redis_queue;
 pub mod replayer;
+pub mod transform_deployer;
 pub mod worker_semaphore;
 
 pub use batch_accumulator::BatchAccumulator;
@@ -19,4 +20,5 @@ pub use kafka_ingest::KafkaIngest;
 pub use python_worker_supervisor::PythonWorkerSupervisor;
 pub use redis_queue::{PlainWrites, RedisQueue, RedisQueueServer};
 pub use replayer::Replayer;
+pub use transform_deployer::TransformDeployer;
 pub use worker_semaphore::WorkerSemaphore;

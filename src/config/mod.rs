@@ -168,6 +168,10 @@ pub struct PythonConfig {
     pub idle_stop_s: f64,
     /// Seconds that one batch may run.
     pub batch_deadline_s: f64,
+    /// Seconds that loading a script may take, its imports and its `setup` included.
+    pub load_deadline_s: f64,
+    /// Whether saving a script's file deploys it, once it has passed its trial.
+    pub watch: bool,
     /// Seconds a permit lives without its holder's heartbeat.
     pub lease_s: f64,
     /// Data memory of one worker, in MiB; what asks for more fails. 0: no limit.
@@ -195,6 +199,8 @@ impl Default for PythonConfig {
             max_workers: 2,
             idle_stop_s: 30.0,
             batch_deadline_s: 30.0,
+            load_deadline_s: 30.0,
+            watch: true,
             lease_s: 10.0,
             memory_limit_mib: 2048,
             recycle_batches: 100_000,
@@ -265,6 +271,7 @@ impl Config {
             ("python.max_workers", f64::from(self.python.max_workers)),
             ("python.idle_stop_s", self.python.idle_stop_s),
             ("python.batch_deadline_s", self.python.batch_deadline_s),
+            ("python.load_deadline_s", self.python.load_deadline_s),
             ("python.lease_s", self.python.lease_s),
             ("store.group_rows", self.store.group_rows as f64),
             ("store.memory_limit_mib", self.store.memory_limit_mib as f64),
@@ -309,6 +316,12 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// The file of a stream's script; `stream` is its index.
+    #[must_use]
+    pub fn script_file(&self, stream: usize) -> PathBuf {
+        self.python.transforms_dir.join(format!("{}.py", self.streams[stream].transform))
     }
 
     /// The node's name: the configured one or the host's.

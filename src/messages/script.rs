@@ -2,10 +2,11 @@
 
 use crate::{
     protocol::script_history::{ScriptAction, ScriptState},
-    python::HelperModule,
+    python::{HelperModule, Script},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::Path;
 
 /// The texts of a script version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,21 @@ pub struct ScriptText {
     /// Its helper modules.
     #[serde(default)]
     pub modules: Vec<HelperModule>,
+}
+
+impl ScriptText {
+    /// Those of a script.
+    #[must_use]
+    pub fn of(script: &Script) -> Self {
+        let Script { name, source, modules, .. } = script;
+        Self { name: name.clone(), source: source.to_string(), modules: modules.clone() }
+    }
+
+    /// The script, as if it were in the file `path`; its parameters are empty.
+    #[must_use]
+    pub fn script(&self, path: &Path) -> Script {
+        Script::with_modules(&self.name, path, &self.source, self.modules.clone())
+    }
 }
 
 /// Asks the store to append an event to a stream's history.

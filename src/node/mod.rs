@@ -14,6 +14,7 @@ use crate::{
         python_worker_supervisor::{PythonStatus, ScriptShelf},
         redis_queue,
         replayer::ReplayDesk,
+        transform_deployer::DeployDesk,
     },
     config::Config,
     embedded::{EmbeddedKafka, EmbeddedRedis},
@@ -81,6 +82,8 @@ pub struct NodeView {
     pub ingest: Option<Arc<PollThread>>,
     /// Where replays of dead letters are asked for, on a `process` node.
     pub replays: Option<Arc<ReplayDesk>>,
+    /// Where versions of scripts are deployed, on a `process` node.
+    pub scripts: Option<Arc<DeployDesk>>,
     /// The workers of a `process` node.
     pub python: Arc<PythonStatus>,
     /// The generator of a `generate` node.
@@ -305,6 +308,8 @@ impl NodeView {
             self.python.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let broken =
             self.python.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let scripts =
+            self.python.scripts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let totals = crate::telemetry::totals();
         serde_json::json!({
             "node": self.config.node_name(),
@@ -317,7 +322,7 @@ impl NodeView {
             "totals": totals,
             "actors": self.registry.status(),
             "partitions": self.ingest.as_ref().map(|i| i.status()),
-            "python": { "cap": self.config.python.max_workers, "workers": workers, "broken": broken },
+            "python": { "cap": self.config.python.max_workers, "workers": workers, "broken": broken, "scripts": scripts },
         })
     }
 }
@@ -429,6 +434,7 @@ impl Node {
             "generator",
             "kafka_ingest",
             "file_upload",
+            "transform_deployer",
             "batch_accumulator",
             "python_worker_supervisor",
             "worker_semaphore",

@@ -4,7 +4,8 @@ use super::{Node, NodeView, Role, python_env};
 use crate::{
     actors::{
         BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PlainWrites,
-        PythonWorkerSupervisor, RedisQueue, RedisQueueServer, Replayer, WorkerSemaphore,
+        PythonWorkerSupervisor, RedisQueue, RedisQueueServer, Replayer, TransformDeployer,
+        WorkerSemaphore,
         duckdb_writer::{WriterThread, WriterThreadParts},
         file_upload::UploadEndpoint,
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
@@ -12,6 +13,7 @@ use crate::{
         python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
         redis_queue::{self, QueueParts},
         replayer::{ReplayDesk, ReplayerParts},
+        transform_deployer::{DeployDesk, DeployParts},
         worker_semaphore::SemaphoreSlot,
     },
     config::Config,
@@ -70,6 +72,7 @@ struct Shared {
     credit: Arc<Semaphore>,
     total_credit: usize,
     desk: Option<Arc<ReplayDesk>>,
+    scripts: Option<Arc<DeployDesk>>,
     generation: Arc<Mutex<String>>,
 }
 
@@ -131,6 +134,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
             }
             _ => None,
         },
+        scripts: roles.contains(&Role::Process).then(|| Arc::new(DeployDesk::new(config.clone()))),
         config: config.clone(),
         redis: redis.clone(),
     };
@@ -172,6 +176,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         registry: shared.registry.clone(),
         ingest,
         replays: shared.desk.clone(),
+        scripts: shared.scripts.clone(),
         python,
         generator,
         acknowledged: shared.acknowledged.clone(),
@@ -329,7 +334,7 @@ fn start_process(
     let parts = PythonParts {
         semaphore,
         workers: Arc::new(WorkerSlot::new(slot.held, python.clone())),
-        scripts: Arc::new(ScriptShelf::new(redis.clone(), &keys, shared.generation.clone())),
+        scripts: Arc::new(ScriptShelf::new(redis.clone(), &keys)),
         next: queue.clone(),
         ingest: ingest.clone(),
         status: python,
@@ -339,6 +344,18 @@ fn start_process(
         },
         site_dirs: python_env::site_dirs(&config.python)?,
     };
+    let deploy = DeployParts {
+        redis: redis.clone(),
+        python: parts.clone(),
+        desk: shared.scripts.clone().context("only `process` nodes run scripts")?,
+    };
+    let of = config.clone();
+    registry.supervise(
+        "transform_deployer",
+        Link::default(),
+        RestartPolicy::default(),
+        move || TransformDeployer::new(of.clone(), deploy.clone()),
+    );
     let of = config.clone();
     registry.supervise(
         "python_worker_supervisor",

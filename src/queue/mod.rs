@@ -224,10 +224,10 @@ impl Keys {
         self.key("accepted_scripts")
     }
 
-    /// Hash: SHA-256 of a script → JSON with its `name` and `text`.
+    /// Hash: stream → number of the last event of its script that a node has heard of.
     #[must_use]
-    pub fn scripts(&self) -> String {
-        self.key("scripts")
+    pub fn script_events(&self) -> String {
+        self.key("script_events")
     }
 
     /// Hash of an entity's newest values, one field a feature.

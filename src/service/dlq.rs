@@ -137,7 +137,7 @@ async fn replay(
 }
 
 /// The rows of a SELECT as JSON objects; bytes are hexadecimal.
-async fn rows(view: &NodeView, sql: String) -> anyhow::Result<Vec<Value>> {
+pub(super) async fn rows(view: &NodeView, sql: String) -> anyhow::Result<Vec<Value>> {
     let redis = view.redis.as_ref().context("this node has no Redis to ask through")?;
     let batches = select(redis, &view.keys, sql).await?;
     let mut writer: arrow::json::Writer<_, JsonArray> =

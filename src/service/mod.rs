@@ -7,7 +7,7 @@ mod transforms;
 
 pub use grpc::serve as grpc;
 pub use http::{AdoptBody, QueryBody, serve as http};
-pub use transforms::ResumeBody;
+pub use transforms::{DeployBody, PauseBody, ReconfigureBody, ResumeBody, RollBackBody};
 
 use anyhow::Context;
 use std::net::SocketAddr;

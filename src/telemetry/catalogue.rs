@@ -109,6 +109,12 @@ pub const TRANSFORM_ROWS: &str = "millstream_transform_rows_total";
 pub const SCRIPT_INFO: &str = "millstream_script_info";
 /// Whether a stream waits because its script is suspected.
 pub const SCRIPT_SUSPECTED: &str = "millstream_script_suspected";
+/// Verdicts on versions.
+pub const SCRIPT_SWAPS: &str = "millstream_script_swaps_total";
+/// From saving a script to the first batch under it.
+pub const SCRIPT_SWAP: &str = "millstream_script_swap_seconds";
+/// Whether a stream is paused.
+pub const SCRIPT_PAUSED: &str = "millstream_script_paused";
 /// Writing a batch's critical features to Redis.
 pub const REDIS_WRITE: &str = "millstream_redis_write_seconds";
 /// Entries on the Redis queue.
@@ -181,6 +187,17 @@ pub const CATALOGUE: &[Metric] = &[
         "python_worker_supervisor",
         "1 while a stream waits because its script fails on too many rows.",
     ),
+    counter(
+        SCRIPT_SWAPS,
+        "python_worker_supervisor",
+        "Events of a script's history: deployed, refused, rolled_back, paused, resumed, reconfigured.",
+    ),
+    seconds(
+        SCRIPT_SWAP,
+        "python_worker_supervisor",
+        "From saving a script's file to the first batch under the new version.",
+    ),
+    gauge(SCRIPT_PAUSED, "python_worker_supervisor", "1 while an operator holds a stream."),
     seconds(REDIS_WRITE, "redis_queue", "Writing a batch's critical features to Redis."),
     gauge(QUEUE_ENTRIES, "redis_queue", "Entries on the Redis queue."),
     seconds(DUCKDB_COMMIT, "duckdb_writer", "One transaction, from begin to commit."),

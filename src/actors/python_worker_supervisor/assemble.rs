@@ -1,6 +1,7 @@
 //! From what the script gave back to the effect of each part: rows in place, counts, dead letters,
 //! the newest online values.
 
+use super::status::is_failure;
 use crate::{
     config::StreamConfig,
     decode::{self, Decoded},
@@ -30,12 +31,26 @@ const SAMPLES: usize = 8;
 pub type Rejections = BTreeMap<u32, (String, String)>;
 
 /// What the script made of the good rows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// Feature rows in the worker's canonical layout, sorted by `_row`.
     pub rows: RecordBatch,
     /// Rows that are dead.
     pub rejected: Rejections,
+}
+
+impl Outcome {
+    /// The events on which the script failed, rather than rejected them, in their order.
+    pub fn failed_rows(&self) -> impl Iterator<Item = u32> {
+        let rejected = self.rejected.iter();
+        rejected.filter(|(_, (reason, _))| is_failure(reason)).map(|(row, _)| *row)
+    }
+
+    /// How many feature rows come from events before `row`.
+    #[must_use]
+    pub fn rows_before(&self, row: u32) -> usize {
+        self.rows.column(0).as_primitive::<UInt32Type>().values().partition_point(|r| *r < row)
+    }
 }
 
 /// The effect of one part, without the duties that its batch has.

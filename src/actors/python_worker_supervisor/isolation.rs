@@ -5,7 +5,7 @@
 //! | the script rejects or raises on one event (one-event style) | that event is dead, the worker goes on |
 //! | the batch fails (exception, wrong output, signal, deadline) | once more in a fresh process |
 //! | it fails again | a sample of its rows, then halves: for `k` bad rows of `n` at most 2·k·log2(n) pieces, with deadlines that shrink with them |
-//! | most of the sample fails | the script is suspected: no data is dead, see `protocol/breaker.rs` |
+//! | most of the sample fails | the script is suspected: no data is dead, see `protocol/breaker.rs` and `verdict` |
 //! | a single row fails twice | it is dead, with the failure as its reason |
 //! | the script cannot be loaded | the batch waits, visibly: no data is dead for the code's fault |
 //! | the lease was lost, and the process with it | the batch is run by another worker: no data is dead for that |
@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     protocol::breaker,
-    python::{TransformOutput, WorkerError, schema},
+    python::{Script, TransformOutput, WorkerError, schema},
     telemetry::{StageMeter, catalogue as m},
 };
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch, UInt32Array},
-    compute::concat_batches,
+    compute::{concat_batches, take_record_batch},
     datatypes::UInt32Type,
 };
 use std::{sync::Arc, time::Instant};
@@ -37,6 +37,15 @@ impl Worker {
     /// # Errors
     /// Only what is not the data's fault: see [`RunError`].
     pub async fn run(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
+        self.run_to_its_end(batch, true).await
+    }
+
+    /// The same; without `sampled`, however many rows it fails on.
+    pub(super) async fn run_to_its_end(
+        &mut self,
+        batch: &RecordBatch,
+        sampled: bool,
+    ) -> Result<Outcome, RunError> {
         if batch.num_rows() == 0 {
             return Ok(Outcome {
                 rows: RecordBatch::new_empty(schema::canonical()),
@@ -44,7 +53,7 @@ impl Worker {
             });
         }
         let started = Instant::now();
-        let outcome = self.isolate_whole(batch).await?;
+        let outcome = self.isolate_whole(batch, sampled).await?;
         let name = self.recipe.script.name.clone();
         metrics::histogram!(m::TRANSFORM, "script" => name.clone()).record(started.elapsed());
         metrics::counter!(m::TRANSFORM_ROWS, "script" => name)
@@ -54,7 +63,11 @@ impl Worker {
 
     /// The whole batch; when it fails, once more in a fresh process, whatever state the script was
     /// in; when it fails again, a sample tells whether it is the rows or the script.
-    async fn isolate_whole(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
+    async fn isolate_whole(
+        &mut self,
+        batch: &RecordBatch,
+        sampled: bool,
+    ) -> Result<Outcome, RunError> {
         let failure = match self.attempt(batch, 1.0).await? {
             Ok(output) => return Ok(shift(output, 0)),
             Err(failure) => failure,
@@ -76,7 +89,9 @@ impl Worker {
         if batch.num_rows() == 1 {
             return Ok(dead(0, failure));
         }
-        self.sample(batch).await?;
+        if sampled {
+            self.sample(batch).await?;
+        }
         self.halves(batch, 0, batch.num_rows()).await
     }
 
@@ -88,22 +103,69 @@ impl Worker {
         if trust.is_accepted(&self.recipe.script.sha256) {
             return Ok(());
         }
-        let (mut failures, mut last) = (0, None);
+        let (mut rows, mut last) = (Vec::new(), None);
         for row in breaker::sample(n) {
             let piece = renumber(&batch.slice(row, 1));
             if let Err(failure) = self.attempt(&piece, share(1, n)).await? {
-                failures += 1;
+                rows.push(row as u32);
                 last = Some(failure);
             }
         }
         match last {
-            Some(Failure { reason, detail }) if failures >= breaker::SAMPLE_FAILURES => {
-                Err(RunError::Suspected(format!(
-                    "of {} rows spread over a batch of {n} it fails on {failures}, the last time with {reason}: {detail}",
-                    breaker::SAMPLE
-                )))
+            Some(Failure { reason, detail }) if rows.len() >= breaker::SAMPLE_FAILURES => {
+                let why = format!(
+                    "of {} rows spread over a batch of {n} it fails on {}, the last time with {reason}: {detail}",
+                    breaker::SAMPLE,
+                    rows.len()
+                );
+                Err(RunError::Suspected { why, rows })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Runs the whole batch once, as a trial: nothing is isolated. Reason and detail, when it fails.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub(super) async fn trial(
+        &mut self,
+        batch: &RecordBatch,
+    ) -> Result<Result<Outcome, (String, String)>, RunError> {
+        let tried = self.attempt(batch, 1.0).await?;
+        Ok(tried.map(|output| shift(output, 0)).map_err(|f| (f.reason, f.detail)))
+    }
+
+    /// What another version of the script makes of rows on which this one failed. It takes the place
+    /// of this one meanwhile, under the same permit.
+    ///
+    /// # Errors
+    /// [`RunError::LeaseLost`].
+    pub(super) async fn second_opinion(
+        &mut self,
+        other: Arc<Script>,
+        batch: &RecordBatch,
+        rows: &[u32],
+    ) -> Result<Opinion, RunError> {
+        let asked: UInt32Array = spread(rows).collect();
+        let own = self.change_script(other).await;
+        let trust = self.recipe.trust.take();
+        let found = match take_record_batch(batch, &asked) {
+            Ok(piece) if piece.num_rows() > 0 => self.isolate_whole(&renumber(&piece), false).await,
+            _ => self.start().await.map(|_| Outcome {
+                rows: RecordBatch::new_empty(schema::canonical()),
+                rejected: Rejections::new(),
+            }),
+        };
+        self.recipe.trust = trust;
+        self.change_script(own).await;
+        match found {
+            Ok(outcome) => {
+                let failed = outcome.failed_rows().count();
+                Ok(Opinion::Of { handles: asked.len() - failed, asked: asked.len() })
+            }
+            Err(RunError::Worker(error)) => Ok(Opinion::None(error)),
+            Err(other) => Err(other),
         }
     }
 
@@ -182,6 +244,28 @@ impl Worker {
     }
 }
 
+/// What another version says of rows on which one failed.
+pub(super) enum Opinion {
+    /// It gets through so many of those that it was asked about.
+    Of {
+        /// Rows on which it does not fail.
+        handles: usize,
+        /// Rows that it was given.
+        asked: usize,
+    },
+    /// It cannot be loaded itself.
+    None(WorkerError),
+}
+
+/// Rows that another version is asked about at most: if the data is at fault it fails on each.
+const OPINION_ROWS: usize = 256;
+
+/// At most [`OPINION_ROWS`] of these, from all over.
+fn spread(rows: &[u32]) -> impl Iterator<Item = u32> {
+    let n = rows.len().min(OPINION_ROWS);
+    (0..n).map(move |i| rows[i * rows.len() / n])
+}
+
 /// The part of the deadline that `rows` of a batch of `whole` have.
 fn share(rows: usize, whole: usize) -> f64 {
     (rows as f64 / whole.max(1) as f64).max(LEAST_SHARE)
@@ -257,7 +341,7 @@ fn shift(output: TransformOutput, first: u32) -> Outcome {
 }
 
 /// A piece's `_row` counts from 0 again; it is the last column of what the script gets.
-fn renumber(piece: &RecordBatch) -> RecordBatch {
+pub(super) fn renumber(piece: &RecordBatch) -> RecordBatch {
     let mut columns = piece.columns().to_vec();
     let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..piece.num_rows() as u32));
     if let Some(last) = columns.last_mut() {

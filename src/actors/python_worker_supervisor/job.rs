@@ -5,10 +5,11 @@
 use super::{
     METER,
     assemble::{self, Effect},
-    runner::{RunError, Worker},
-    scripts::ScriptShelf,
+    board::LastBatch,
+    runner::Worker,
     slot::{News, Shift},
-    status::{is_failure, label_of, lock},
+    status::{label_of, lock},
+    verdict::{self, Standing, Stopped},
 };
 use crate::{
     actors::{KafkaIngest, RedisQueue},
@@ -16,7 +17,6 @@ use crate::{
     decode::{Decoded, Decoder},
     messages::{EventBatch, SourceOpened},
     protocol::source::OpenReply,
-    python::WorkerError,
     supervision::{Link, Undelivered},
     telemetry,
 };
@@ -31,7 +31,6 @@ use std::{
 pub(super) struct Job {
     pub config: Arc<Config>,
     pub decoder: Decoder,
-    pub scripts: Arc<ScriptShelf>,
     pub next: Link<RedisQueue>,
     pub ingest: Link<KafkaIngest>,
     pub batch: EventBatch,
@@ -40,43 +39,54 @@ pub(super) struct Job {
 impl Job {
     /// Runs the batch and gives the worker back.
     pub async fn run(self, shift: Shift, mut worker: Worker) {
-        let Self { config, decoder, scripts, next, ingest, batch } = self;
+        let Self { config, decoder, next, ingest, batch } = self;
         let started = Instant::now();
         let rows = batch.rows();
         let script = worker.script();
-        // Before any value that it makes can be online.
-        scripts.publish(&script).await;
         let (batch, decoded) = match decode(decoder, batch).await {
             Ok(both) => both,
             Err(failed) => return failed.tell(shift, worker, &ingest).await,
         };
         crate::crash_point!("c_decoded");
-        let outcome = match worker.run(&decoded.batch).await {
+        let board = &shift.slot().board;
+        let standing = shift.key().pinned.is_none().then(|| {
+            let current = board.current(batch.stream);
+            let own = current.filter(|current| current.script.sha256 == script.sha256);
+            Standing {
+                trust: shift.slot().trust.clone(),
+                fallback: own.as_ref().and_then(|current| current.fallback.clone()),
+                on_probation: own.is_some_and(|current| current.is_on_probation()),
+            }
+        });
+        let began = Instant::now();
+        let outcome = match verdict::run(&mut worker, &decoded.batch, standing.as_ref()).await {
             Ok(outcome) => outcome,
-            Err(RunError::LeaseLost) => {
+            Err(Stopped::LeaseLost) => {
                 tracing::warn!(
                     script = script.name,
                     "a worker's lease was lost; its batch runs again"
                 );
                 return shift.dismiss(worker, News::Again(vec![batch]));
             }
-            Err(RunError::Suspected(why)) => {
-                let news = News::Suspected(shift.key().clone(), batch, script.sha256.clone(), why);
+            Err(Stopped::Suspected { why, roll_back }) => {
+                let (key, sha256) = (shift.key().clone(), script.sha256.clone());
+                let news = News::Suspected { key, batch, sha256, why, roll_back };
                 return shift.dismiss(worker, news);
             }
-            Err(RunError::Worker(error)) => {
-                let news = News::Broken(shift.key().clone(), batch, why(&error));
+            Err(Stopped::Broken(error)) => {
+                let why = verdict::describe(&error);
+                let news = News::Broken(shift.key().clone(), batch, script.sha256.clone(), why);
                 return shift.dismiss(worker, news);
             }
         };
-        // What is pinned has worked before, and must not wait.
-        if shift.key().pinned.is_none() {
-            let failed = outcome.rejected.values().filter(|(reason, _)| is_failure(reason)).count();
-            let trust = shift.slot().trust.clone();
-            if let Some(why) = trust.judge(&script.sha256, decoded.batch.num_rows(), failed) {
-                let news = News::Suspected(shift.key().clone(), batch, script.sha256.clone(), why);
-                return shift.dismiss(worker, news);
-            }
+        if standing.is_some() && decoded.batch.num_rows() > 0 {
+            let stream = &config.streams[batch.stream].name;
+            shift.slot().had_batch(batch.stream, stream, &script, || LastBatch {
+                events: decoded.batch.clone(),
+                outcome: outcome.clone(),
+                sha256: script.sha256.clone(),
+                took: began.elapsed(),
+            });
         }
         crate::crash_point!("d_transformed");
         let assembled = put_together(config, batch, decoded, outcome).await;
@@ -211,13 +221,4 @@ fn planted_defect(batch: &EventBatch) {
         let hit = batch.parts.iter().any(|part| *part.source.0 == *source);
         assert!(!hit, "a planted defect");
     });
-}
-
-fn why(error: &WorkerError) -> String {
-    match error {
-        WorkerError::Import { traceback, .. } if !traceback.is_empty() => {
-            format!("{error}\n{traceback}")
-        }
-        _ => error.to_string(),
-    }
 }

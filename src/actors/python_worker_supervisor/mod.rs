@@ -6,10 +6,11 @@
 //!
 //! * every event of a batch is in its result: kept, dead with a reason, or filtered;
 //! * a script can crash, hang or lie: the rows at fault become dead letters, the others land;
-//! * a script version that fails on more than a fifth of the rows is at fault itself: its stream waits,
-//!   visibly, and nothing is dead for it;
-//! * a batch that is pinned to a script version runs under exactly that one, as long as Redis has
-//!   its text; the others run under the file's;
+//! * a script version that fails where the one before it does not, or on more than a fifth of the
+//!   rows, is at fault itself: it is rolled back, or its stream waits, visibly, and nothing is dead
+//!   for it;
+//! * a batch that is pinned to a script version runs under exactly that one; the others run under the
+//!   version that is current when a worker takes them;
 //! * workers are started on demand and none lives when idle;
 //! * workers outlive this actor: the next instance adopts them from the [`WorkerSlot`];
 //! * batches of one stream may overlap in Python; the RedisQueue puts their effects in order;
@@ -23,14 +24,24 @@
 //! | `job` | one batch through one worker |
 //! | `runner` | one worker under one permit |
 //! | `isolation` | how a batch gets through a worker whatever its script does |
+//! | `verdict` | whose fault a failure is: the data's or the code's |
+//! | `board` | which version every stream runs |
+//! | `hiring` | how a lane gets a worker |
+//! | `versions` | what becomes of batches when a version changes, or is at fault |
+//! | `canary` | trying a version before it takes over |
+//! | `diff` | what one version makes of a batch, held against another |
 //! | `rehearsal` | a script over records without a node |
 //! | `assemble` | the script's rows and the decoder's dead letters as the effect of each part |
-//! | `scripts` | the texts of versions that showed values online |
+//! | `scripts` | the texts of versions that batches are pinned to |
 //! | `trust` | which versions are suspected as a whole |
 //! | `strikes` | when a source is halted because of a defect of ours |
 
 mod aging;
 mod assemble;
+mod board;
+mod canary;
+mod diff;
+mod hiring;
 mod isolation;
 mod job;
 mod lanes;
@@ -41,11 +52,16 @@ mod slot;
 mod status;
 mod strikes;
 mod trust;
+mod verdict;
+mod versions;
 
+pub use board::{Current, ScriptBoard};
+pub use canary::{Passed, Refusal, TrialReport, Trials};
+pub use diff::{Change, Difference, Example};
 pub use rehearsal::{Rehearsal, RehearsalError, RehearsalParts};
 pub use scripts::ScriptShelf;
-pub use slot::WorkerSlot;
-pub use status::{PythonStatus, WorkerStatus};
+pub use slot::{Canary, News, RollBack, WorkerSlot};
+pub use status::{PythonStatus, ScriptEventStatus, ScriptStatus, WorkerStatus};
 
 use crate::{
     actors::{KafkaIngest, RedisQueue, WorkerSemaphore},
@@ -76,7 +92,7 @@ pub struct PythonWorkerSupervisor {
     decoders: Vec<Decoder>,
     /// Batches by the version that they must run under.
     lanes: BTreeMap<LaneKey, Lane>,
-    /// Versions whose text Redis has lost: what is pinned to them runs under the current one.
+    /// Versions that the store does not know: what is pinned to them runs under the current one.
     lost_versions: HashSet<Arc<str>>,
     last_want: u64,
 }
@@ -102,17 +118,25 @@ pub struct PythonParts {
     pub site_dirs: Vec<PathBuf>,
 }
 
+impl PythonParts {
+    /// How a worker is started.
+    #[must_use]
+    pub fn worker_spec(&self, config: &Config) -> WorkerSpec {
+        WorkerSpec {
+            worker_id: String::new(),
+            program: self.program.clone(),
+            site_dirs: self.site_dirs.clone(),
+            lease: Duration::from_secs_f64(config.python.lease_s),
+            memory_limit: config.python.memory_limit(),
+        }
+    }
+}
+
 impl PythonWorkerSupervisor {
     /// An instance that adopts the workers in the slot.
     #[must_use]
     pub fn new(config: Arc<Config>, parts: PythonParts) -> Self {
-        let spec = WorkerSpec {
-            worker_id: String::new(),
-            program: parts.program.clone(),
-            site_dirs: parts.site_dirs.clone(),
-            lease: Duration::from_secs_f64(config.python.lease_s),
-            memory_limit: config.python.memory_limit(),
-        };
+        let spec = parts.worker_spec(&config);
         let decoders = config.streams.iter().map(|s| Decoder::new(Arc::new(s.clone()))).collect();
         Self {
             config,
@@ -149,6 +173,14 @@ impl Actor for PythonWorkerSupervisor {
             let suspected = self.parts.status.suspected(&stream.name).is_some();
             metrics::gauge!(m::SCRIPT_SUSPECTED, "stream" => stream.name.clone())
                 .set(f64::from(u8::from(suspected)));
+            for result in
+                ["deployed", "refused", "rolled_back", "paused", "resumed", "reconfigured"]
+            {
+                metrics::counter!(m::SCRIPT_SWAPS, "script" => stream.transform.clone(), "result" => result)
+                    .increment(0);
+            }
+            let paused = metrics::gauge!(m::SCRIPT_PAUSED, "stream" => stream.name.clone());
+            paused.increment(0.0);
         }
         // What happened while no instance lived.
         self.look(ctx);

@@ -60,7 +60,7 @@ impl From<RunError> for RehearsalError {
         match error {
             RunError::Worker(error) => Self::Worker(error),
             // There is no lease that could be lost, and nothing is suspected here.
-            RunError::LeaseLost | RunError::Suspected(_) => Self::Worker(WorkerError::Poisoned),
+            RunError::LeaseLost | RunError::Suspected { .. } => Self::Worker(WorkerError::Poisoned),
         }
     }
 }
@@ -87,6 +87,7 @@ impl Rehearsal {
             script: Arc::new(script),
             input: decoder.schema().clone(),
             deadline,
+            load_deadline: deadline,
             announce: Arc::new(move |_, _| on_start()),
             leases: Arc::default(),
             limits: AgeLimits { batches: 0, growth: 0 },

@@ -35,6 +35,8 @@ pub struct Recipe {
     pub input: SchemaRef,
     /// How long one batch may run.
     pub deadline: Duration,
+    /// How long loading the script may take.
+    pub load_deadline: Duration,
     /// Who passes heartbeats on.
     pub announce: Announce,
     /// Tells when the worker's lease was renewed.
@@ -54,8 +56,13 @@ pub enum RunError {
     #[error("the worker's lease was lost")]
     LeaseLost,
     /// The script fails on so much that it is at fault, not the rows.
-    #[error("the script is suspected: {0}")]
-    Suspected(String),
+    #[error("the script is suspected: {why}")]
+    Suspected {
+        /// In words.
+        why: String,
+        /// Rows on which it failed.
+        rows: Vec<u32>,
+    },
     /// The worker cannot be started or the script not loaded.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -104,6 +111,12 @@ impl Worker {
     #[must_use]
     pub fn script(&self) -> Arc<Script> {
         self.recipe.script.clone()
+    }
+
+    /// Whether it runs this version with these parameters.
+    #[must_use]
+    pub fn runs(&self, script: &Script) -> bool {
+        self.recipe.script.sha256 == script.sha256 && self.recipe.script.params == script.params
     }
 
     /// The process's id, once it runs.
@@ -190,10 +203,10 @@ impl Worker {
             (self.recipe.announce)(process.pid(), process.heartbeat());
             let process = self.process.insert(process);
             let loading = process.load(&self.recipe.script, &self.recipe.input);
-            let loaded = match tokio::time::timeout(self.recipe.deadline, loading).await {
+            let loaded = match tokio::time::timeout(self.recipe.load_deadline, loading).await {
                 Ok(loaded) => loaded,
                 Err(_) => Err(WorkerError::Import {
-                    message: format!("not loaded within {:?}", self.recipe.deadline),
+                    message: format!("not loaded within {:?}", self.recipe.load_deadline),
                     traceback: String::new(),
                 }),
             };
@@ -226,6 +239,23 @@ impl Worker {
             process.stop(STOP_GRACE).await;
         }
         self.right = None;
+    }
+
+    /// Asks the process to leave and, once it was reaped, gives the permit to somebody else.
+    pub async fn surrender(mut self) -> Option<Permit> {
+        if let Some(process) = self.process.take() {
+            process.stop(STOP_GRACE).await;
+        }
+        match self.right.take() {
+            Some(Right::Permit(permit)) => Some(permit),
+            Some(Right::Command) | None => None,
+        }
+    }
+
+    /// Runs another version from its next process on; which one it ran before.
+    pub(super) async fn change_script(&mut self, script: Arc<Script>) -> Arc<Script> {
+        self.kill().await;
+        std::mem::replace(&mut self.recipe.script, script)
     }
 
     pub(super) async fn kill(&mut self) {

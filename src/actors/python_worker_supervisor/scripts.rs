@@ -1,106 +1,85 @@
-//! The texts of all script versions that ever showed a value online, in Redis.
+//! The texts of script versions, from the store.
 //!
 //! What a version showed online must become durable by the same version, whoever owns the source
-//! by then and whatever the file says. So a version's text is in the hash `{ns}:scripts` before its
-//! first batch goes on.
+//! by then and whatever the file says. The store keeps the text of every version before its first
+//! batch.
 
 use crate::{
+    messages::ScriptText,
     python::Script,
     queue::{Keys, RETRY, RedisLink},
 };
 use redis::{AsyncCommands, aio::ConnectionManager};
-use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
-
-/// A version as it is kept.
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    name: String,
-    text: String,
-}
 
 /// See the module. Outlives the instances of the PythonWorkerSupervisor.
 #[derive(Debug)]
 pub struct ScriptShelf {
     redis: RedisLink,
-    key: String,
-    accepted: String,
-    /// Redis' generation as this node knows it: another one has lost what an earlier one had.
-    generation: Arc<Mutex<String>>,
-    /// What is known to be kept, by generation and version.
-    published: Mutex<HashSet<(String, String)>>,
+    keys: Keys,
+    known: Mutex<HashMap<String, Arc<ScriptText>>>,
     connection: tokio::sync::OnceCell<ConnectionManager>,
 }
 
 impl ScriptShelf {
     /// The shelf of a namespace.
     #[must_use]
-    pub fn new(redis: RedisLink, keys: &Keys, generation: Arc<Mutex<String>>) -> Self {
+    pub fn new(redis: RedisLink, keys: &Keys) -> Self {
         Self {
             redis,
-            key: keys.scripts(),
-            accepted: keys.accepted_scripts(),
-            generation,
-            published: Mutex::default(),
+            keys: keys.clone(),
+            known: Mutex::default(),
             connection: tokio::sync::OnceCell::new(),
         }
     }
 
-    /// Waits until the version's text is kept, however long Redis is away.
-    pub async fn publish(&self, script: &Script) {
-        let generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let version = (generation, script.sha256.clone());
-        if self.published.lock().unwrap_or_else(PoisonError::into_inner).contains(&version) {
-            return;
-        }
-        let kept = Kept { name: script.name.clone(), text: script.source.to_string() };
-        // Two strings: there is nothing that could not be written.
-        let json = serde_json::to_string(&kept).unwrap_or_default();
+    /// The version `sha256` of the script whose file is `path`, however long the store is away; its
+    /// parameters are empty. `None`: the store does not know it.
+    pub async fn fetch(&self, path: &Path, sha256: &str) -> Option<Script> {
         loop {
-            let mut connection = self.connection().await;
-            let done: redis::RedisResult<bool> =
-                connection.hset_nx(&self.key, &script.sha256, &json).await;
-            match done {
-                Ok(_) => break,
+            match self.text(sha256).await {
+                Ok(text) => return script_of(path, sha256, &*text?),
                 Err(error) => {
-                    tracing::warn!(%error, script = script.name, "a script version could not be kept; trying again");
+                    let error = format!("{error:#}");
+                    tracing::warn!(
+                        error,
+                        sha256,
+                        "a script version cannot be asked for; trying again"
+                    );
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).insert(version);
     }
 
-    /// The version `sha256` of the script whose file is `path`, however long Redis is away. `None`:
-    /// Redis has lost it.
-    pub async fn fetch(&self, path: &Path, sha256: &str) -> Option<Script> {
-        let json: Option<String> = loop {
-            let mut connection = self.connection().await;
-            match connection.hget(&self.key, sha256).await {
-                Ok(json) => break json,
-                Err(error) => {
-                    tracing::warn!(%error, sha256, "a script version could not be fetched; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        };
-        let kept: Kept = match serde_json::from_str(&json?) {
-            Ok(kept) => kept,
-            Err(error) => {
-                tracing::error!(%error, sha256, "a kept script version cannot be read");
-                return None;
-            }
-        };
-        let script = Script::new(&kept.name, path, &kept.text);
-        if script.sha256 != sha256 {
-            tracing::error!(sha256, is = script.sha256, "a kept script version is another one");
-            return None;
+    /// The texts of a version; `None`: the store does not know it.
+    ///
+    /// # Errors
+    /// When no store answers.
+    pub async fn text(&self, sha256: &str) -> anyhow::Result<Option<Arc<ScriptText>>> {
+        if let Some(text) = self.known().get(sha256) {
+            return Ok(Some(text.clone()));
         }
-        Some(script)
+        let found =
+            crate::actors::transform_deployer::history::text(&self.redis, &self.keys, sha256);
+        let Some(text) = found.await?.map(Arc::new) else { return Ok(None) };
+        self.known().insert(sha256.to_owned(), text.clone());
+        Ok(Some(text))
+    }
+
+    /// The same, of a version that is at hand.
+    pub fn remember(&self, script: &Script) {
+        let text = ScriptText::of(script);
+        self.known().insert(script.sha256.clone(), Arc::new(text));
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<ScriptText>>> {
+        // A panicking holder leaves no entry half-changed.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An operator has said that what a version fails on is dead, on every node.
@@ -114,7 +93,8 @@ impl ScriptShelf {
     /// Whether an operator has said so. A Redis that does not answer has not.
     pub async fn is_accepted(&self, sha256: &str) -> bool {
         let mut connection = self.connection().await;
-        let accepted: redis::RedisResult<bool> = connection.sismember(&self.accepted, sha256).await;
+        let key = self.keys.accepted_scripts();
+        let accepted: redis::RedisResult<bool> = connection.sismember(key, sha256).await;
         accepted.unwrap_or_else(|error| {
             tracing::warn!(%error, "it could not be asked whether a script is accepted");
             false
@@ -126,39 +106,27 @@ impl ScriptShelf {
     }
 }
 
+/// What is not what its name says is not run.
+fn script_of(path: &Path, sha256: &str, text: &ScriptText) -> Option<Script> {
+    let script = text.script(path);
+    if script.sha256 == sha256 {
+        return Some(script);
+    }
+    tracing::error!(sha256, is = script.sha256, "a kept script version is another one");
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::EmbeddedRedis;
 
-    #[actix::test]
-    async fn a_version_is_found_again_until_redis_loses_it_and_is_kept_again_then() {
-        let dir = tempfile::tempdir().unwrap();
-        let server = EmbeddedRedis::start(&dir.path().join("redis")).unwrap();
-        let redis = RedisLink::new(server.url()).unwrap();
-        let generation = Arc::new(Mutex::new("first".to_owned()));
-        let keys = Keys::new("ns");
-        let shelf = ScriptShelf::new(redis.clone(), &keys, generation.clone());
+    #[test]
+    fn a_text_that_is_not_the_version_is_not_run() {
         let path = Path::new("/scripts/s.py");
-        let script = Script::new("s", path, "def transform(event: dict):\n    return \"ä\"\n");
-        assert!(shelf.fetch(path, &script.sha256).await.is_none());
-        shelf.publish(&script).await;
-
-        // Another node, another instance.
-        let other = ScriptShelf::new(redis.clone(), &keys, Arc::default());
-        let found = other.fetch(path, &script.sha256).await.unwrap();
+        let script = Script::new("s", path, "def transform(event: dict):\n    return \"\u{e4}\"\n");
+        let text = ScriptText::of(&script);
+        let found = script_of(path, &script.sha256, &text).unwrap();
         assert_eq!((found.name, found.source), (script.name.clone(), script.source.clone()));
-
-        let mut connection = redis.manager().await.unwrap();
-        let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.unwrap();
-        assert!(other.fetch(path, &script.sha256).await.is_none());
-        *generation.lock().unwrap() = "second".to_owned();
-        shelf.publish(&script).await;
-        assert!(other.fetch(path, &script.sha256).await.is_some());
-
-        // What is not what its name says is not run.
-        let () =
-            connection.hset(keys.scripts(), "abc", r#"{"name":"s","text":"x"}"#).await.unwrap();
-        assert!(other.fetch(path, "abc").await.is_none());
+        assert!(script_of(path, "abc", &text).is_none());
     }
 }

@@ -9,19 +9,25 @@
 //! A worker owns its permit, so there are never more workers than permits, whoever drops what.
 
 use super::{
+    board::{LastBatch, ScriptBoard},
     runner::Worker,
     status::{PythonStatus, WorkerStatus, lock},
     strikes::Strikes,
     trust::Trust,
 };
-use crate::{actors::worker_semaphore::HeldLeases, messages::EventBatch, python::Heartbeat};
+use crate::{
+    actors::worker_semaphore::HeldLeases,
+    messages::{EventBatch, Permit},
+    python::{Heartbeat, Script},
+    telemetry::catalogue as m,
+};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, Semaphore, oneshot},
     task::JoinHandle,
 };
 
@@ -51,12 +57,34 @@ pub enum News {
     /// A worker has no batch any more; `Some`: it is idle, with its number and since when it has its
     /// permit.
     Free(LaneKey, Option<(u64, Instant)>),
-    /// The script does not load: why, and the batch that waits for it.
-    Broken(LaneKey, EventBatch, String),
-    /// The script's version fails on too much: the version, why, and the batch that waits.
-    Suspected(LaneKey, EventBatch, String, String),
+    /// A version does not load: the batch that waits for it, the version, why.
+    Broken(LaneKey, EventBatch, String, String),
+    /// A version is at fault.
+    Suspected {
+        /// Whose batch.
+        key: LaneKey,
+        /// The batch, which waits.
+        batch: EventBatch,
+        /// The version.
+        sha256: String,
+        /// Why.
+        why: String,
+        /// Whether the version before it is not at fault.
+        roll_back: bool,
+    },
+    /// What a stream runs has changed on the board; with the first worker of the new version.
+    Switched(usize, Option<Canary>),
     /// Batches that must be run once more.
     Again(Vec<EventBatch>),
+}
+
+/// A version is at fault and the one before it is not.
+#[derive(Debug, Clone)]
+pub struct RollBack {
+    /// The version at fault.
+    pub from: String,
+    /// Why.
+    pub why: String,
 }
 
 #[derive(Default)]
@@ -68,10 +96,12 @@ struct Crew {
 #[derive(Default)]
 struct Inner {
     crews: HashMap<LaneKey, Crew>,
-    /// The version under which a stream's batches run, if they are not pinned.
-    versions: HashMap<usize, Arc<str>>,
     heartbeats: HashMap<u64, (Arc<str>, Heartbeat)>,
     news: Vec<News>,
+    /// Trials that wait for a permit of their stream.
+    hand_overs: HashMap<usize, oneshot::Sender<Permit>>,
+    /// Streams whose version is to be rolled back.
+    roll_backs: HashMap<usize, RollBack>,
     last_number: u64,
 }
 
@@ -87,6 +117,10 @@ pub struct WorkerSlot {
     pub strikes: Mutex<Strikes>,
     /// Versions that are suspected.
     pub trust: Arc<Trust>,
+    /// What every stream runs.
+    pub board: ScriptBoard,
+    /// Tells the TransformDeployer that there is something to roll back.
+    roll_back_wanted: Notify,
 }
 
 impl WorkerSlot {
@@ -102,6 +136,8 @@ impl WorkerSlot {
             starts: Arc::new(Semaphore::new(starts_at_once())),
             strikes: Mutex::default(),
             trust: Arc::default(),
+            board: ScriptBoard::default(),
+            roll_back_wanted: Notify::new(),
         }
     }
 
@@ -203,18 +239,95 @@ impl WorkerSlot {
         inner.crews.iter().map(|(key, crew)| (key.clone(), size(crew))).collect()
     }
 
-    /// The version under which a stream's batches run, if they are not pinned.
+    /// Batches that a lane's workers have.
     #[must_use]
-    pub fn version(&self, stream: usize) -> Option<Arc<str>> {
-        lock(&self.inner).versions.get(&stream).cloned()
+    pub fn busy(&self, key: &LaneKey) -> usize {
+        lock(&self.inner).crews.get(key).map_or(0, |crew| crew.busy)
     }
 
-    /// From now on a stream's batches run under this version. Idle workers of another one leave.
-    pub fn set_version(&self, stream: usize, version: Arc<str>) {
-        lock(&self.inner).versions.insert(stream, version.clone());
+    /// Idle workers of a stream leave that run anything but what the board says.
+    pub fn retire_others(&self, stream: usize) {
+        let Some(current) = self.board.current(stream) else { return };
         self.dismiss_if(|key, idle| {
-            key.stream == stream && key.pinned.is_none() && idle.worker.script().sha256 != *version
+            key.stream == stream && key.pinned.is_none() && !idle.worker.runs(&current.script)
         });
+    }
+
+    /// The current version of a stream got a batch through.
+    pub fn had_batch(
+        &self,
+        stream: usize,
+        name: &str,
+        script: &Script,
+        batch: impl FnOnce() -> LastBatch,
+    ) {
+        self.board.keep(stream, batch());
+        if let Some(took) = self.board.first_batch(stream, &script.sha256) {
+            metrics::histogram!(m::SCRIPT_SWAP, "script" => script.name.clone()).record(took);
+            tracing::info!(
+                stream = name,
+                version = script.sha256,
+                seconds = took.as_secs_f64(),
+                "the first batch under the version since its file was saved"
+            );
+            if let Some(status) = lock(&self.status.scripts).get_mut(name) {
+                status.swap_s = Some(took.as_secs_f64());
+            }
+        }
+    }
+
+    /// A permit of the stream's own, at the next boundary between two of its batches. It may never
+    /// come: the stream may have no worker.
+    pub fn ask_hand_over(&self, stream: usize) -> oneshot::Receiver<Permit> {
+        let (give, permit) = oneshot::channel();
+        lock(&self.inner).hand_overs.insert(stream, give);
+        self.hand_over(stream);
+        permit
+    }
+
+    /// Stops an idle worker of the stream for a trial that waits for its permit.
+    pub fn hand_over(&self, stream: usize) {
+        let mut inner = lock(&self.inner);
+        let Inner { crews, hand_overs, .. } = &mut *inner;
+        if hand_overs.get(&stream).is_some_and(oneshot::Sender::is_closed) {
+            hand_overs.remove(&stream);
+        }
+        if !hand_overs.contains_key(&stream) {
+            return;
+        }
+        let mut own = crews.iter_mut().filter(|(key, _)| key.stream == stream);
+        let Some(idle) = own.find_map(|(_, crew)| crew.idle.pop()) else { return };
+        let Some(give) = hand_overs.remove(&stream) else { return };
+        inner.heartbeats.remove(&idle.number);
+        drop(inner);
+        lock(&self.status.workers).remove(&idle.number);
+        tokio::task::spawn_local(async move {
+            if let Some(permit) = idle.worker.surrender().await {
+                // Not wanted any more, it goes back.
+                drop(give.send(permit));
+            }
+        });
+    }
+
+    /// The version that a stream runs is to be rolled back; asked for until it is done.
+    pub fn want_roll_back(&self, stream: usize, wanted: RollBack) {
+        lock(&self.inner).roll_backs.insert(stream, wanted);
+        self.roll_back_wanted.notify_one();
+    }
+
+    /// Waits until a version is to be rolled back.
+    pub async fn roll_back_wanted(&self) {
+        self.roll_back_wanted.notified().await;
+    }
+
+    /// What is to be rolled back: streams that still run what is at fault.
+    #[must_use]
+    pub fn roll_backs(&self) -> Vec<(usize, RollBack)> {
+        let mut inner = lock(&self.inner);
+        inner.roll_backs.retain(|stream, wanted| {
+            self.board.current(*stream).is_some_and(|c| c.script.sha256 == wanted.from)
+        });
+        inner.roll_backs.iter().map(|(stream, wanted)| (*stream, wanted.clone())).collect()
     }
 
     /// Lets the idle workers go for which `leaves` says so; how many.
@@ -269,6 +382,59 @@ impl WorkerSlot {
     #[must_use]
     pub fn news(&self) -> Vec<News> {
         std::mem::take(&mut lock(&self.inner).news)
+    }
+}
+
+/// A worker of a version that is on trial, under a permit of its own.
+pub struct Canary {
+    number: u64,
+    stream: String,
+    sha256: String,
+    worker: Option<Worker>,
+    status: Arc<PythonStatus>,
+}
+
+impl Canary {
+    /// Shows a worker that has no lane yet.
+    #[must_use]
+    pub fn new(number: u64, stream: &str, worker: Worker, status: Arc<PythonStatus>) -> Self {
+        let sha256 = worker.script().sha256.clone();
+        let shown = WorkerStatus {
+            stream: stream.to_owned(),
+            script_sha256: sha256.clone(),
+            busy: true,
+            ..WorkerStatus::default()
+        };
+        lock(&status.workers).insert(number, shown);
+        Self { number, stream: stream.to_owned(), sha256, worker: Some(worker), status }
+    }
+
+    /// The worker; `None`: it was taken.
+    pub fn worker(&mut self) -> Option<&mut Worker> {
+        self.worker.as_mut()
+    }
+
+    /// It becomes a worker of a lane.
+    pub fn join(mut self, slot: &WorkerSlot, key: LaneKey) {
+        let Some(worker) = self.worker.take() else { return };
+        let status = WorkerStatus {
+            stream: self.stream.clone(),
+            script_sha256: self.sha256.clone(),
+            pid: worker.pid(),
+            start_s: worker.start_s(),
+            ..WorkerStatus::default()
+        };
+        slot.add(key, self.number, worker, status);
+    }
+}
+
+impl Drop for Canary {
+    /// Not wanted any more, it leaves.
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            lock(&self.status.workers).remove(&self.number);
+            drop(worker);
+        }
     }
 }
 

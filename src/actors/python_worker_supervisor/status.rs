@@ -2,7 +2,7 @@
 
 use crate::telemetry::catalogue as m;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
 };
 
@@ -27,6 +27,38 @@ pub struct WorkerStatus {
     pub start_s: Option<f64>,
 }
 
+/// What a stream runs, for the status page.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct ScriptStatus {
+    /// Name of the script.
+    pub name: String,
+    /// The active version; `None`: the store has not told yet.
+    pub version: Option<String>,
+    /// The version to fall back to.
+    pub fallback: Option<String>,
+    /// Why the stream's events wait.
+    pub paused: Option<String>,
+    /// The version that is on trial.
+    pub trying: Option<String>,
+    /// What happened to it last on this node.
+    pub last: Option<ScriptEventStatus>,
+    /// Seconds from saving the file of the active version to the first batch under it.
+    pub swap_s: Option<f64>,
+}
+
+/// One event of a script's history, for the status page.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ScriptEventStatus {
+    /// `deployed`, `refused`, `rolled_back`, …
+    pub action: &'static str,
+    /// The version that it is about.
+    pub version: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: chrono::DateTime<chrono::Utc>,
+}
+
 /// Shared with the status page: workers by number, and streams that wait for their script.
 #[derive(Debug, Default)]
 pub struct PythonStatus {
@@ -36,6 +68,8 @@ pub struct PythonStatus {
     pub broken: Mutex<HashMap<String, String>>,
     /// Stream → the version that is suspected.
     pub suspected: Mutex<HashMap<String, String>>,
+    /// Stream → its script.
+    pub scripts: Mutex<BTreeMap<String, ScriptStatus>>,
 }
 
 impl PythonStatus {

@@ -58,6 +58,18 @@ impl Trust {
         inner.suspected.insert(sha256.to_owned(), why.to_owned());
     }
 
+    /// What a version failed on was the data's fault: it begins anew.
+    pub fn forgive(&self, sha256: &str) {
+        lock(&self.inner).breakers.remove(sha256);
+    }
+
+    /// A version takes over, perhaps once more: nothing is held against it.
+    pub fn forget(&self, sha256: &str) {
+        let mut inner = lock(&self.inner);
+        inner.breakers.remove(sha256);
+        inner.suspected.remove(sha256);
+    }
+
     /// Why a version is suspected; `None`: it is not.
     #[must_use]
     pub fn why(&self, sha256: &str) -> Option<String> {
@@ -94,6 +106,12 @@ mod tests {
         assert_eq!(trust.judge("a", 10, 1), Some(why), "a batch that was still on its way");
         assert_eq!(trust.judge("a", 10, 0), None, "nothing of it would be dead");
         assert_eq!(trust.judge("b", 1_000, 0), None, "another version has its own record");
+        trust.forget("a");
+        assert_eq!((trust.why("a"), trust.judge("a", 1_000, 100)), (None, None));
+        trust.judge("a", 1_000, 900);
+        trust.forgive("a");
+        assert_eq!(trust.judge("a", 1_000, 100), None, "begun anew");
+        trust.suspect("a", "again");
         trust.accept("a");
         assert_eq!((trust.why("a"), trust.judge("a", 1_000, 1_000)), (None, None));
         assert!(trust.is_accepted("a"));

@@ -1,10 +1,14 @@
 //! Workers that are not started: what counts here is who has them, and where their permits are.
 
 use super::{
-    super::{aging::AgeLimits, runner::Recipe},
+    super::{aging::AgeLimits, board::Current, runner::Recipe},
     *,
 };
-use crate::{messages::Permit, python::Script, python::WorkerSpec};
+use crate::{
+    messages::Permit,
+    protocol::script_history::ScriptState,
+    python::{Script, WorkerSpec},
+};
 use std::path::Path;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -52,6 +56,7 @@ impl Bench {
             script: Arc::new(script),
             input: Arc::new(arrow::datatypes::Schema::empty()),
             deadline: LEASE,
+            load_deadline: LEASE,
             announce: Arc::new(|_, _| {}),
             leases: self.leases.clone(),
             limits: AgeLimits { batches: 0, growth: 0 },
@@ -128,15 +133,16 @@ async fn a_worker_whose_lease_was_lost_gets_no_batch() {
 async fn a_new_version_replaces_idle_workers_but_not_those_of_pinned_batches() {
     let mut bench = bench();
     let old = Script::new("s", Path::new("s.py"), "old").sha256;
-    let new = Script::new("s", Path::new("s.py"), "new").sha256;
     let pinned = LaneKey { stream: 0, pinned: Some(old.as_str().into()) };
-    bench.slot.set_version(0, old.as_str().into());
     bench.hire(lane(0), "old");
     bench.hire(pinned.clone(), "old");
     bench.hire(lane(1), "old");
-    bench.slot.set_version(0, new.as_str().into());
+    let script = Arc::new(Script::new("s", Path::new("s.py"), "new"));
+    let state = ScriptState::default();
+    let since = Instant::now();
+    bench.slot.board.show(0, Current { state, script, fallback: None, since, saved_at: None });
+    bench.slot.retire_others(0);
     assert_eq!(&*bench.released().await, "lease-1");
-    assert_eq!(bench.slot.version(0).as_deref(), Some(new.as_str()));
     assert_eq!([lane(0), pinned.clone(), lane(1)].map(|key| bench.slot.live(&key)), [0, 1, 1]);
     bench.slot.dismiss_longest_idle(|key, _| *key != lane(1));
     assert_eq!(&*bench.released().await, "lease-2");

@@ -1,0 +1,661 @@
+//! What is done about wishes, saved files and versions at fault.
+
+use super::{
+    DeployParts,
+    desk::{Asked, Decided, Wish, WishError},
+    files::{self, FileIs, Look},
+    history,
+    watch::Watch,
+};
+use crate::{
+    actors::{
+        python_worker_supervisor::{
+            Canary, Current, News, Passed, Refusal, RollBack, ScriptEventStatus, TrialReport,
+            Trials,
+        },
+        redis_queue,
+    },
+    config::Config,
+    messages::{NoteScript, ScriptText},
+    protocol::script_history::{ScriptAction, ScriptState},
+    python::Script,
+    queue::{Keys, RETRY},
+    telemetry::{StageMeter, catalogue as m},
+};
+use anyhow::Context as _;
+use futures::{StreamExt, stream::FuturesUnordered};
+use redis::AsyncCommands;
+use serde_json::{Map, Value};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+const METER: StageMeter = StageMeter::new("python_worker_supervisor");
+
+/// How often the other nodes' events are asked for, and what is to be rolled back.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the files are looked at without a word from the system.
+const FILES_EVERY: Duration = Duration::from_secs(1);
+/// How long the store may take to write an event down.
+const NOTING: Duration = Duration::from_secs(30);
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// See the module.
+pub(super) struct Deploying {
+    config: Arc<Config>,
+    parts: DeployParts,
+    keys: Keys,
+    trials: Trials,
+    streams: Vec<StreamDesk>,
+    /// Numbers of the other nodes' events, as they were heard of last.
+    heard: RefCell<HashMap<String, i64>>,
+}
+
+/// What is under way for one stream.
+struct StreamDesk {
+    /// One trial after the other.
+    trial: tokio::sync::Mutex<()>,
+    /// Counts the versions of its file; a newer one ends the trial of an older.
+    saves: watch::Sender<u64>,
+}
+
+/// Where a version comes from.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// A file that was saved, as the number of that save says.
+    File { save: u64, saved_at: Option<SystemTime> },
+    /// Somebody's wish.
+    Wish,
+}
+
+/// An event to be written down.
+struct Event<'a> {
+    action: ScriptAction,
+    script: &'a Script,
+    with_text: bool,
+    expected: Option<String>,
+    reason: String,
+    params: Option<Map<String, Value>>,
+    trial: Option<TrialReport>,
+}
+
+impl Deploying {
+    pub fn new(config: Arc<Config>, parts: DeployParts) -> Rc<Self> {
+        let desk =
+            || StreamDesk { trial: tokio::sync::Mutex::new(()), saves: watch::Sender::new(0) };
+        Rc::new(Self {
+            keys: Keys::new(&config.node.namespace),
+            trials: Trials::new(config.clone(), parts.python.clone()),
+            streams: config.streams.iter().map(|_| desk()).collect(),
+            heard: RefCell::default(),
+            config,
+            parts,
+        })
+    }
+
+    /// Goes on until the actor ends, and all that is under way with it.
+    pub async fn run(self: Rc<Self>) {
+        let folder = self.config.python.transforms_dir.clone();
+        let watch = Watch::start(&folder);
+        // An earlier instance's task is gone with it: nobody else takes from the desk.
+        let desk = self.parts.desk.clone();
+        let mut wishes = desk.taken.lock().await;
+        let mut tasks: FuturesUnordered<Task> = self.learn().await.into_iter().collect();
+        let mut files_at = Instant::now();
+        loop {
+            let wait = LOOK_EVERY.min(files_at.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                Some(asked) = wishes.recv() => {
+                    let own = self.clone();
+                    tasks.push(Box::pin(async move { own.answer(asked).await }));
+                }
+                Some(()) = tasks.next() => {}
+                () = watch.changed() => files_at = Instant::now(),
+                () = self.parts.python.workers.roll_back_wanted() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            for (stream, wanted) in self.parts.python.workers.roll_backs() {
+                self.roll_back_at_fault(stream, &wanted).await;
+            }
+            self.listen().await;
+            if files_at <= Instant::now() {
+                files_at = Instant::now() + FILES_EVERY;
+                tasks.extend(self.look_at_files(false).await);
+            }
+        }
+    }
+
+    /// Learns from the store what every stream runs, however long it is away.
+    async fn learn(self: &Rc<Self>) -> Vec<Task> {
+        loop {
+            match self.refresh().await {
+                Ok(()) => break,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "it cannot be learnt which scripts run; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        self.look_at_files(true).await
+    }
+
+    /// Takes over whatever the store knows that is newer.
+    async fn refresh(&self) -> anyhow::Result<()> {
+        let mut states = history::states(&self.parts.redis, &self.keys).await?;
+        for (stream, config) in self.config.streams.iter().enumerate() {
+            let Some(state) = states.remove(&config.name) else { continue };
+            let known = self.parts.python.workers.board.current(stream);
+            if known.is_none_or(|known| known.state.seq < state.seq) {
+                self.adopt(stream, state, None, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks whether another node has heard of an event.
+    async fn listen(&self) {
+        let asked = async {
+            let mut connection = self.parts.redis.manager().await?;
+            connection.hgetall(self.keys.script_events()).await
+        };
+        let events: HashMap<String, i64> = match asked.await {
+            Ok(events) => events,
+            // Others say so loudly.
+            Err(error) => return tracing::debug!(%error, "events of scripts cannot be heard"),
+        };
+        if *self.heard.borrow() == events {
+            return;
+        }
+        match self.refresh().await {
+            Ok(()) => *self.heard.borrow_mut() = events,
+            Err(error) => tracing::debug!(error = %format!("{error:#}"), "asked again soon"),
+        }
+    }
+
+    /// Parameters of a stream's script: the configuration's, and over them what was set since.
+    fn params(&self, stream: usize, state: &ScriptState) -> Map<String, Value> {
+        let mut params = self.config.streams[stream].params.clone();
+        params.extend(state.params.clone().into_iter().flatten());
+        params
+    }
+
+    async fn version(&self, stream: usize, sha256: &str) -> anyhow::Result<Option<Script>> {
+        let path = self.config.script_file(stream);
+        Ok(self.parts.python.scripts.text(sha256).await?.map(|text| text.script(&path)))
+    }
+
+    /// A stream runs what a state says from now on, on this node and soon on the others.
+    async fn adopt(
+        &self,
+        stream: usize,
+        state: ScriptState,
+        canary: Option<Canary>,
+        saved_at: Option<SystemTime>,
+    ) -> anyhow::Result<()> {
+        let name = self.config.streams[stream].name.as_str();
+        let Some(active) = state.active.clone() else { return Ok(()) };
+        let mut script = self.version(stream, &active).await?.with_context(|| {
+            format!("the store has lost the text of version {active} of {name}")
+        })?;
+        script.params = self.params(stream, &state);
+        let mut fallback = match state.fallback() {
+            Some(earlier) => self.version(stream, earlier).await?,
+            None => None,
+        };
+        if let Some(fallback) = &mut fallback {
+            fallback.params.clone_from(&script.params);
+        }
+        let (workers, seq) = (&self.parts.python.workers, state.seq);
+        let before = workers.board.current(stream);
+        let is_other = before.as_ref().is_none_or(|b| b.script.sha256 != script.sha256);
+        {
+            let mut scripts = self.lock(&self.parts.python.status.scripts);
+            let status = scripts.entry(name.to_owned()).or_default();
+            status.name.clone_from(&script.name);
+            status.version = Some(active);
+            status.fallback = state.fallback().map(str::to_owned);
+            status.paused.clone_from(&state.paused);
+            if is_other {
+                status.swap_s = None;
+            }
+        }
+        metrics::gauge!(m::SCRIPT_PAUSED, "stream" => name.to_owned())
+            .set(f64::from(u8::from(state.paused.is_some())));
+        if is_other {
+            for (of, is) in [(before.as_ref().map(|b| &*b.script), 0.0), (Some(&script), 1.0)] {
+                let Some(of) = of else { continue };
+                let version = of.sha256.get(..12).unwrap_or_default().to_owned();
+                metrics::gauge!(m::SCRIPT_INFO, "script" => of.name.clone(), "version" => version)
+                    .set(is);
+            }
+            workers.trust.forget(&script.sha256);
+        }
+        let since = match (&before, is_other) {
+            (Some(before), false) => before.since,
+            _ => Instant::now(),
+        };
+        let (script, fallback) = (Arc::new(script), fallback.map(Arc::new));
+        if workers.board.show(stream, Current { state, script, fallback, since, saved_at }) {
+            workers.tell(News::Switched(stream, canary));
+        }
+        let told = async {
+            let mut connection = self.parts.redis.manager().await?;
+            connection.hset(self.keys.script_events(), name, seq).await
+        };
+        let told: redis::RedisResult<()> = told.await;
+        if let Err(error) = told {
+            tracing::warn!(%error, stream = name, "other nodes hear of the event only when they restart");
+        }
+        Ok(())
+    }
+
+    fn lock<'a, T>(&self, of: &'a std::sync::Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+        of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the store write an event down and, when it was taken, goes by it. Asked until the store
+    /// answers: nobody may believe in an event that is not written.
+    async fn note(
+        &self,
+        stream: usize,
+        event: Event<'_>,
+        canary: Option<Canary>,
+        saved_at: Option<SystemTime>,
+    ) -> Result<Decided, WishError> {
+        let Event { action, script, with_text, expected, reason, params, trial } = event;
+        let name = self.config.streams[stream].name.clone();
+        let note = NoteScript {
+            note_id: Uuid::now_v7().to_string(),
+            stream: name.clone(),
+            action,
+            sha256: script.sha256.clone(),
+            text: with_text.then(|| ScriptText::of(script)),
+            expected: expected.clone(),
+            reason: reason.clone(),
+            params,
+            trial: trial.as_ref().and_then(|trial| serde_json::to_value(trial).ok()),
+            node: self.config.node_name(),
+        };
+        let noted = loop {
+            let asked = redis_queue::note_script(&self.parts.redis, &self.keys, &note, NOTING);
+            match asked.await {
+                Ok(noted) => break noted,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(
+                        error,
+                        stream = name,
+                        "an event of a script is not written down yet"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        crate::crash_point!("s_noted");
+        if !noted.taken {
+            self.adopt(stream, noted.state, None, None).await.map_err(failed)?;
+            let why = "another version took over meanwhile; look at it and ask again";
+            return Err(WishError::Failed(why.into()));
+        }
+        if with_text {
+            self.parts.python.scripts.remember(script);
+        }
+        if action != ScriptAction::Refused {
+            self.adopt(stream, noted.state, canary, saved_at).await.map_err(failed)?;
+        }
+        metrics::counter!(m::SCRIPT_SWAPS, "script" => script.name.clone(), "result" => action.name())
+            .increment(1);
+        if let Some(status) = self.lock(&self.parts.python.status.scripts).get_mut(&name) {
+            status.last = Some(ScriptEventStatus {
+                action: action.name(),
+                version: script.sha256.clone(),
+                reason: reason.clone(),
+                at: chrono::Utc::now(),
+            });
+        }
+        let version = script.sha256.clone();
+        match action {
+            ScriptAction::Refused => {
+                METER.error("refused");
+                tracing::error!(
+                    stream = name,
+                    version,
+                    reason,
+                    "a script version is refused; the old one goes on"
+                );
+            }
+            ScriptAction::RolledBack => {
+                tracing::error!(
+                    stream = name,
+                    version,
+                    from = expected,
+                    reason,
+                    "a script was rolled back"
+                );
+            }
+            _ => tracing::info!(
+                stream = name,
+                version,
+                action = action.name(),
+                reason,
+                "a script's history"
+            ),
+        }
+        Ok(Decided { stream: name, action, version, from: expected, reason, trial })
+    }
+
+    /// The versions that were saved since the files were looked at last, as tasks that deal with
+    /// them.
+    async fn look_at_files(self: &Rc<Self>, at_start: bool) -> Vec<Task> {
+        let mut tasks: Vec<Task> = Vec::new();
+        for stream in 0..self.config.streams.len() {
+            let path = self.config.script_file(stream);
+            let current = self.parts.python.workers.board.current(stream);
+            if current.is_some() && !self.config.python.watch {
+                continue;
+            }
+            let script = match Script::read(&path) {
+                Ok(script) => script,
+                Err(error) => {
+                    self.unreadable(stream, &format!("{}: {error}", path.display()));
+                    continue;
+                }
+            };
+            let seen = self.parts.desk.seen(stream);
+            let mut look = Look {
+                sha256: &script.sha256,
+                seen: seen.as_deref(),
+                active: current.as_ref().map(|current| current.script.sha256.as_str()),
+                was_before: false,
+            };
+            // Asked only where it matters; the script's name changes with the configuration.
+            let renamed = current.as_ref().is_some_and(|c| c.script.name != script.name);
+            if at_start && !renamed && files::decide(look) == FileIs::New {
+                let name = &self.config.streams[stream].name;
+                let asked = history::is_known(&self.parts.redis, &self.keys, name, look.sha256);
+                match asked.await {
+                    Ok(known) => look.was_before = known,
+                    // It is looked at again in a second, though not as a node's first look.
+                    Err(error) => {
+                        tracing::warn!(error = %format!("{error:#}"), "a script's file is left alone");
+                        look.was_before = true;
+                    }
+                }
+            }
+            match files::decide(look) {
+                FileIs::Known => continue,
+                FileIs::Earlier => tracing::warn!(
+                    stream = self.config.streams[stream].name,
+                    file = script.sha256,
+                    runs = look.active,
+                    "the script's file is an earlier version, or one that was refused or rolled back; `millstream \
+                     transforms deploy` runs it all the same"
+                ),
+                FileIs::First => {
+                    if self.first(stream, &script).await.is_err() {
+                        continue;
+                    }
+                }
+                FileIs::New => {
+                    let mut save = 0;
+                    self.streams[stream].saves.send_modify(|saves| {
+                        *saves += 1;
+                        save = *saves;
+                    });
+                    let saved_at = files::saved_at(&script);
+                    let (own, script) = (self.clone(), script.clone());
+                    tasks.push(Box::pin(async move {
+                        let origin = Origin::File { save, saved_at };
+                        // Said where users look, and looked at again when the file changes.
+                        let _ = own.deploy(stream, script, None, origin).await;
+                    }));
+                }
+            }
+            self.parts.desk.set_seen(stream, &script.sha256);
+        }
+        tasks
+    }
+
+    /// A file that cannot be read: without a version the stream waits for it.
+    fn unreadable(&self, stream: usize, why: &str) {
+        let name = &self.config.streams[stream].name;
+        if self.parts.python.workers.board.current(stream).is_none() {
+            let known =
+                self.lock(&self.parts.python.status.broken).insert(name.clone(), why.to_owned());
+            if known.as_deref() != Some(why) {
+                METER.error("import");
+                tracing::error!(stream = name, why, "there is no script yet; its events wait");
+            }
+        } else {
+            tracing::debug!(stream = name, why, "the file cannot be read; its last version runs");
+        }
+    }
+
+    /// The first version of a stream takes over as it is: its first batch will tell.
+    async fn first(&self, stream: usize, script: &Script) -> Result<(), WishError> {
+        let event = Event {
+            action: ScriptAction::Deployed,
+            script,
+            with_text: true,
+            expected: None,
+            reason: "the first version".into(),
+            params: None,
+            trial: None,
+        };
+        let done = self.note(stream, event, None, None).await;
+        if let Err(error) = &done {
+            tracing::warn!(%error, stream = self.config.streams[stream].name, "the first version waits");
+        }
+        done.map(drop)
+    }
+
+    async fn answer(&self, Asked { stream, wish, answer }: Asked) {
+        let decided = self.carry_out(stream, wish).await;
+        // Whoever asked may have gone; it is done all the same.
+        let _ = answer.send(decided);
+    }
+
+    async fn carry_out(&self, stream: usize, wish: Wish) -> Result<Decided, WishError> {
+        let path = self.config.script_file(stream);
+        if let Wish::Deploy(text) = &wish {
+            // Its name is that of the stream's script, wherever its text comes from.
+            let name = self.config.streams[stream].transform.clone();
+            let script = ScriptText { name, ..text.clone() }.script(&path);
+            return self.deploy(stream, script, None, Origin::Wish).await;
+        }
+        let current = self.parts.python.workers.board.current(stream);
+        let current = current.ok_or_else(|| WishError::Failed("it runs no version yet".into()))?;
+        let script = (*current.script).clone();
+        let plain = |action, reason| Event {
+            action,
+            script: &script,
+            with_text: false,
+            expected: Some(script.sha256.clone()),
+            reason,
+            params: None,
+            trial: None,
+        };
+        match wish {
+            Wish::Deploy(_) => Err(WishError::Usage("it was dealt with above".into())),
+            Wish::RollBack(to) => self.roll_back(stream, &current, to).await,
+            Wish::Pause(reason) => {
+                self.note(stream, plain(ScriptAction::Paused, reason), None, None).await
+            }
+            Wish::Resume if current.state.paused.is_none() => {
+                Err(WishError::Usage("it is not paused".into()))
+            }
+            Wish::Resume => {
+                let event = plain(ScriptAction::Resumed, "an operator's wish".into());
+                self.note(stream, event, None, None).await
+            }
+            Wish::Reconfigure(params) => {
+                let state = ScriptState { params: Some(params.clone()), ..current.state.clone() };
+                let script = Script { params: self.params(stream, &state), ..script.clone() };
+                self.deploy(stream, script, Some(params), Origin::Wish).await
+            }
+        }
+    }
+
+    /// Tries a version, or other parameters for the one that runs, and has it take over.
+    async fn deploy(
+        &self,
+        stream: usize,
+        mut script: Script,
+        params: Option<Map<String, Value>>,
+        origin: Origin,
+    ) -> Result<Decided, WishError> {
+        let name = &self.config.streams[stream].name;
+        let Some(current) = self.parts.python.workers.board.current(stream) else {
+            return Err(WishError::Failed(format!("`{name}` runs no version yet; save its file")));
+        };
+        if params.is_none() {
+            script.params = self.params(stream, &current.state);
+            if script.sha256 == current.script.sha256 {
+                return Err(WishError::Usage(format!("`{name}` runs that version already")));
+            }
+        }
+        let refused = |reason: String, trial| Event {
+            action: ScriptAction::Refused,
+            script: &script,
+            with_text: true,
+            expected: Some(current.script.sha256.clone()),
+            reason,
+            params: None,
+            trial,
+        };
+        let (saved_at, overtaken) = match origin {
+            Origin::File { save, saved_at } => (saved_at, Some(save)),
+            Origin::Wish => (None, None),
+        };
+        let newer = async {
+            match overtaken {
+                Some(save) => {
+                    let mut saves = self.streams[stream].saves.subscribe();
+                    // The sender is this very struct's.
+                    let _ = saves.wait_for(|saves| *saves > save).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let tried = async {
+            let _turn = self.streams[stream].trial.lock().await;
+            self.trying(name, Some(&script));
+            let tried = self.trials.run(stream, script.clone()).await;
+            self.trying(name, None);
+            crate::crash_point!("s_tried");
+            tried
+        };
+        let tried = tokio::select! {
+            tried = tried => tried,
+            () = newer => {
+                self.trying(name, None);
+                let reason = "overtaken: the file was saved again while this version was tried";
+                return self.note(stream, refused(reason.into(), None), None, None).await;
+            }
+        };
+        match tried {
+            Ok(Passed { report, canary }) => {
+                let action = match params {
+                    Some(_) => ScriptAction::Reconfigured,
+                    None => ScriptAction::Deployed,
+                };
+                let event = Event {
+                    action,
+                    reason: report.to_string(),
+                    params,
+                    trial: Some(report),
+                    ..refused(String::new(), None)
+                };
+                self.note(stream, event, Some(canary), saved_at).await
+            }
+            Err(Refusal { reason, report }) => {
+                self.note(stream, refused(reason, Some(report)), None, None).await
+            }
+        }
+    }
+
+    fn trying(&self, stream: &str, script: Option<&Script>) {
+        if let Some(status) = self.lock(&self.parts.python.status.scripts).get_mut(stream) {
+            status.trying = script.map(|script| script.sha256.clone());
+        }
+    }
+
+    async fn roll_back(
+        &self,
+        stream: usize,
+        current: &Current,
+        to: Option<String>,
+    ) -> Result<Decided, WishError> {
+        let name = &self.config.streams[stream].name;
+        let to = match to {
+            None => current.state.fallback().map(str::to_owned).ok_or_else(|| {
+                WishError::Usage(format!("`{name}` has no earlier version to go back to"))
+            })?,
+            Some(beginning) => {
+                let like = history::versions_like(&self.parts.redis, &self.keys, name, &beginning);
+                match &like.await.map_err(failed)?[..] {
+                    [only] => only.clone(),
+                    [] => {
+                        let why = format!("`{name}` has never known a version {beginning}…");
+                        return Err(WishError::Usage(why));
+                    }
+                    several => {
+                        let several = several.join(", ");
+                        let why = format!("{beginning} is the beginning of several: {several}");
+                        return Err(WishError::Usage(why));
+                    }
+                }
+            }
+        };
+        if to == current.script.sha256 {
+            return Err(WishError::Usage(format!("`{name}` runs that version already")));
+        }
+        self.go_back(stream, current, &to, "an operator's wish".into()).await
+    }
+
+    async fn go_back(
+        &self,
+        stream: usize,
+        current: &Current,
+        to: &str,
+        reason: String,
+    ) -> Result<Decided, WishError> {
+        let script = self.version(stream, to).await.map_err(failed)?;
+        let script = script
+            .ok_or_else(|| WishError::Failed(format!("the store has lost the text of {to}")))?;
+        let event = Event {
+            action: ScriptAction::RolledBack,
+            script: &script,
+            with_text: false,
+            expected: Some(current.script.sha256.clone()),
+            reason,
+            params: None,
+            trial: None,
+        };
+        self.note(stream, event, None, None).await
+    }
+
+    /// A version is at fault: the one before it takes over again.
+    async fn roll_back_at_fault(&self, stream: usize, wanted: &RollBack) {
+        let Some(current) = self.parts.python.workers.board.current(stream) else { return };
+        let Some(to) = current.state.fallback().map(str::to_owned) else { return };
+        if let Err(error) = self.go_back(stream, &current, &to, wanted.why.clone()).await {
+            let stream = &self.config.streams[stream].name;
+            tracing::error!(%error, stream, "a version at fault is not rolled back yet");
+        }
+    }
+}
+
+fn failed(error: anyhow::Error) -> WishError {
+    WishError::Failed(format!("{error:#}"))
+}
