@@ -20,6 +20,8 @@
 //! | `e_plain_online` | critical values of plain writes are online, nothing is with the store |
 //! | `i_plain_decided` | the store has plain writes, nobody was answered |
 //! | `i_plain_answered` | plain writes were answered and have left their stream |
+//! | `s_tried` | a script version was tried, nothing is written down |
+//! | `s_noted` | what became of it is written down, nobody goes by it |
 //! | `j_before_commit` | about to commit offsets to Kafka |
 //! | `j_committed` | offsets were sent to Kafka |
 //!

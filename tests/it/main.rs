@@ -17,6 +17,7 @@ mod dead_letters;
 mod end_to_end;
 mod exactly_once;
 mod judge;
+mod live_swap;
 mod mock_cluster;
 mod online_rule;
 mod plain_writes;

@@ -41,7 +41,7 @@ use std::{
 };
 
 /// How long a free permit is waited for before the stream gives up one of its own.
-const OWN_PERMIT_AFTER: Duration = Duration::from_millis(100);
+const OWN_PERMIT_AFTER: Duration = Duration::from_millis(20);
 /// How soon a permit is asked for again when the WorkerSemaphore died with the question.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// A first run that was quicker is repeated: it was slowed down by what packages load lazily.

@@ -37,14 +37,14 @@ impl Worker {
     /// # Errors
     /// Only what is not the data's fault: see [`RunError`].
     pub async fn run(&mut self, batch: &RecordBatch) -> Result<Outcome, RunError> {
-        self.run_to_its_end(batch, true).await
+        self.run_with(batch, Patience::Sample).await
     }
 
-    /// The same; without `sampled`, however many rows it fails on.
-    pub(super) async fn run_to_its_end(
+    /// The same with another patience.
+    pub(super) async fn run_with(
         &mut self,
         batch: &RecordBatch,
-        sampled: bool,
+        patience: Patience,
     ) -> Result<Outcome, RunError> {
         if batch.num_rows() == 0 {
             return Ok(Outcome {
@@ -53,7 +53,7 @@ impl Worker {
             });
         }
         let started = Instant::now();
-        let outcome = self.isolate_whole(batch, sampled).await?;
+        let outcome = self.isolate_whole(batch, patience).await?;
         let name = self.recipe.script.name.clone();
         metrics::histogram!(m::TRANSFORM, "script" => name.clone()).record(started.elapsed());
         metrics::counter!(m::TRANSFORM_ROWS, "script" => name)
@@ -66,7 +66,7 @@ impl Worker {
     async fn isolate_whole(
         &mut self,
         batch: &RecordBatch,
-        sampled: bool,
+        patience: Patience,
     ) -> Result<Outcome, RunError> {
         let failure = match self.attempt(batch, 1.0).await? {
             Ok(output) => return Ok(shift(output, 0)),
@@ -89,8 +89,17 @@ impl Worker {
         if batch.num_rows() == 1 {
             return Ok(dead(0, failure));
         }
-        if sampled {
-            self.sample(batch).await?;
+        match patience {
+            Patience::TwoTries => {
+                let Failure { reason, detail } = failure;
+                let why = format!(
+                    "it fails on a batch of {} rows with {reason}: {detail}",
+                    batch.num_rows()
+                );
+                return Err(RunError::Suspected { why, rows: Vec::new() });
+            }
+            Patience::Sample => self.sample(batch).await?,
+            Patience::ToTheEnd => {}
         }
         self.halves(batch, 0, batch.num_rows()).await
     }
@@ -136,6 +145,29 @@ impl Worker {
         Ok(tried.map(|output| shift(output, 0)).map_err(|f| (f.reason, f.detail)))
     }
 
+    /// Whether another version of the script gets through a whole batch without failing on a row; it
+    /// takes the place of this one meanwhile, under the same permit. `None`: it cannot be loaded.
+    ///
+    /// # Errors
+    /// [`RunError::LeaseLost`].
+    pub(super) async fn gets_through(
+        &mut self,
+        other: Arc<Script>,
+        batch: &RecordBatch,
+    ) -> Result<Option<bool>, RunError> {
+        let own = self.change_script(other).await;
+        let tried = self.trial(batch).await;
+        self.change_script(own).await;
+        match tried {
+            Ok(made) => Ok(Some(made.is_ok_and(|outcome| outcome.failed_rows().next().is_none()))),
+            Err(RunError::Worker(error)) => {
+                tracing::warn!(%error, "the version before it cannot be asked");
+                Ok(None)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// What another version of the script makes of rows on which this one failed. It takes the place
     /// of this one meanwhile, under the same permit.
     ///
@@ -151,7 +183,9 @@ impl Worker {
         let own = self.change_script(other).await;
         let trust = self.recipe.trust.take();
         let found = match take_record_batch(batch, &asked) {
-            Ok(piece) if piece.num_rows() > 0 => self.isolate_whole(&renumber(&piece), false).await,
+            Ok(piece) if piece.num_rows() > 0 => {
+                self.isolate_whole(&renumber(&piece), Patience::ToTheEnd).await
+            }
             _ => self.start().await.map(|_| Outcome {
                 rows: RecordBatch::new_empty(schema::canonical()),
                 rejected: Rejections::new(),
@@ -242,6 +276,17 @@ impl Worker {
         }
         Ok(Err(failure))
     }
+}
+
+/// When a batch that fails twice is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// At once.
+    TwoTries,
+    /// When a sample of its rows says that the script is at fault.
+    Sample,
+    /// Never: each row that fails is dead.
+    ToTheEnd,
 }
 
 /// What another version says of rows on which one failed.

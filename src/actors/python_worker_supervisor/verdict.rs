@@ -7,6 +7,7 @@
 //! | … it gets through any of them | the code's: nothing is dead, the version is rolled back |
 //! | … it fails on all of them as well | the data's: they are dead |
 //! | … it cannot be loaded | as without one |
+//! | it fails on the batch as a whole, twice, and the earlier one gets through all of it | the code's, likewise |
 //! | there is none, and it fails on many | the code's: nothing is dead, the stream waits |
 //! | else | the data's: they are dead |
 //!
@@ -14,7 +15,7 @@
 
 use super::{
     assemble::Outcome,
-    isolation::Opinion,
+    isolation::{Opinion, Patience},
     runner::{RunError, Worker},
     trust::Trust,
 };
@@ -66,7 +67,20 @@ pub(super) async fn run(
         return Ok(worker.run(events).await?);
     };
     let sha256 = worker.script().sha256.clone();
-    let first = worker.run(events).await;
+    let mut first = match fallback {
+        Some(_) => worker.run_with(events, Patience::TwoTries).await,
+        None => worker.run(events).await,
+    };
+    if let (Some(fallback), Err(RunError::Suspected { why, .. })) = (fallback, &first) {
+        // Cheaper than finding the rows, when all of it is the code's fault.
+        if !trust.is_accepted(&sha256)
+            && worker.gets_through(fallback.clone(), events).await? == Some(true)
+        {
+            let why = format!("{why}; the version before it gets through");
+            return Err(Stopped::Suspected { why, roll_back: true });
+        }
+        first = worker.run(events).await;
+    }
     let (why, rows, at_fault) = match &first {
         Ok(outcome) => {
             let failed: Vec<u32> = outcome.failed_rows().collect();
@@ -106,7 +120,9 @@ pub(super) async fn run(
         Opinion::Of { .. } => {
             trust.forgive(&sha256);
             match first {
-                Err(RunError::Suspected { .. }) => Ok(worker.run_to_its_end(events, false).await?),
+                Err(RunError::Suspected { .. }) => {
+                    Ok(worker.run_with(events, Patience::ToTheEnd).await?)
+                }
                 other => Ok(other?),
             }
         }

@@ -204,9 +204,9 @@ impl Deploying {
     ) -> anyhow::Result<()> {
         let name = self.config.streams[stream].name.as_str();
         let Some(active) = state.active.clone() else { return Ok(()) };
-        let mut script = self.version(stream, &active).await?.with_context(|| {
-            format!("the store has lost the text of version {active} of {name}")
-        })?;
+        let Some(mut script) = self.version(stream, &active).await? else {
+            return Box::pin(self.replace_lost(stream, active)).await;
+        };
         script.params = self.params(stream, &state);
         let mut fallback = match state.fallback() {
             Some(earlier) => self.version(stream, earlier).await?,
@@ -256,6 +256,27 @@ impl Deploying {
         if let Err(error) = told {
             tracing::warn!(%error, stream = name, "other nodes hear of the event only when they restart");
         }
+        Ok(())
+    }
+
+    /// The store does not know the text of what runs: it was restored from elsewhere. The file takes
+    /// over as it is, there is nothing that it could be held against.
+    async fn replace_lost(&self, stream: usize, active: String) -> anyhow::Result<()> {
+        let path = self.config.script_file(stream);
+        let script = Script::read(&path).with_context(|| {
+            format!("the store has lost version {active}, and {} cannot be read", path.display())
+        })?;
+        let event = Event {
+            action: ScriptAction::Deployed,
+            script: &script,
+            with_text: true,
+            expected: Some(active),
+            reason: "the store has lost the text of the version before".into(),
+            params: None,
+            trial: None,
+        };
+        self.note(stream, event, None, None).await?;
+        self.parts.desk.set_seen(stream, &script.sha256);
         Ok(())
     }
 
@@ -393,7 +414,7 @@ impl Deploying {
                 }
             }
             match files::decide(look) {
-                FileIs::Known => continue,
+                FileIs::Known => {}
                 FileIs::Earlier => tracing::warn!(
                     stream = self.config.streams[stream].name,
                     file = script.sha256,

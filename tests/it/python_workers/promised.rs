@@ -50,7 +50,7 @@ fn bench(brokers: &str, redis: &EmbeddedRedis) -> (Bench, PathBuf) {
 fn swap_after_death(
     bench: &Bench,
     script: &PathBuf,
-    meanwhile: impl FnOnce(&mut redis::Connection),
+    meanwhile: impl FnOnce(&duckdb::Connection),
 ) -> Landed {
     let mut redis =
         redis::Client::open(&*bench.config.redis.url).unwrap().get_connection().unwrap();
@@ -72,12 +72,17 @@ fn swap_after_death(
     // What is on the queue lands by itself; the others were only shown.
     let queued: i64 = redis.xlen(format!("{ns}:queue")).unwrap();
     assert!(queued <= 4, "a window at most is on the queue: {queued}");
-    meanwhile(&mut redis);
+    meanwhile(&bench.closed_store());
 
     std::fs::write(script, text(2)).unwrap();
-    produce(brokers, topic, &events(50));
     let store = bench.node("store");
     let process = bench.node("process");
+    let second = Script::new("s", script, &text(2)).sha256;
+    wait_for("the second version", || {
+        let running = &process.status()["python"]["scripts"]["features"]["version"];
+        (*running == second).then_some(())
+    });
+    produce(brokers, topic, &events(50));
     process.verify();
     let log = process.log();
     process.stop_well();
@@ -121,17 +126,16 @@ fn what_was_shown_online_lands_under_the_script_that_made_it() {
 }
 
 #[test]
-fn a_version_that_redis_has_lost_is_replaced_by_the_current_one_and_that_is_said() {
+fn a_version_that_the_store_has_lost_is_replaced_by_the_current_one_and_that_is_said() {
     let Some(brokers) = broker("python_workers: a lost version") else { return };
     let dir = tempfile::tempdir().unwrap();
     let redis = EmbeddedRedis::start(&dir.path().join("redis")).unwrap();
     let (bench, script) = bench(&brokers, &redis);
-    let scripts = format!("{}:scripts", bench.config.node.namespace);
-    let landed = swap_after_death(&bench, &script, |redis| {
-        let () = redis.del(scripts).unwrap();
+    let landed = swap_after_death(&bench, &script, |store| {
+        store.execute("DELETE FROM transform_versions", []).unwrap();
     });
     assert_eq!(landed.values.len(), 151);
     assert!(landed.values.iter().all(|(pos, value)| *pos < 101 || *value == 2.0));
     assert!(landed.values.iter().any(|(pos, value)| *pos < 101 && *value == 2.0));
-    assert!(landed.log.contains("has lost the script version"), "{}", landed.log);
+    assert!(landed.log.contains("does not know the script version"), "{}", landed.log);
 }
