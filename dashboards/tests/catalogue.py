@@ -69,7 +69,7 @@ def _recorded_labels() -> dict[str, set[str]]:
     text = sources()
     for macro in re.finditer(r"\b(?:counter|gauge|histogram)!\(", text):
         arguments = _arguments(text, macro.end() - 1)
-        first = arguments.split(",")[0].strip().removeprefix("m::")
+        first = arguments.split(",")[0].strip().split("::")[-1]
         names = [first]
         if first == "name":
             # `for name in [A, B] { counter!(name, …) }`, which starts series at zero.
@@ -93,17 +93,25 @@ def metrics() -> dict[str, Metric]:
         ]
         for name, values in re.findall(r"const (\w+): &\[f64\] =\s*&\[([^]]*)\]", text)
     }
+    kind = r"kind: Kind::(\w+)(?:\((\w+)\))?"
+    # `counter(NAME, …)`, with the kind that the function gives, or a `Metric { … }` in full.
+    helpers = {
+        name: (of, buckets)
+        for name, of, buckets in re.findall(
+            rf"const fn (\w+)\([^{{]*\{{\s*Metric \{{ name, {kind}", text
+        )
+    }
     entries = text[text.index("pub const CATALOGUE") :]
-    found = re.findall(r"\b(counter|gauge|seconds)\(\s*(\w+),", entries)
-    kinds = {name: (kind, "SECONDS") for kind, name in found}
-    found = re.findall(r"name: (\w+),\s*kind: Kind::Histogram\((\w+)\)", entries)
-    kinds |= {name: ("seconds", buckets) for name, buckets in found}
+    called = re.findall(rf"\b({'|'.join(helpers)})\(\s*(\w+),", entries)
+    kinds = {name: helpers[helper] for helper, name in called}
+    in_full = re.findall(rf"name: (\w+),\s*{kind}", entries)
+    kinds |= {name: (of, buckets) for name, of, buckets in in_full}
+    assert kinds.keys() == names.keys(), kinds.keys() ^ names.keys()
     labels = _recorded_labels()
     known = {}
-    for constant, (kind, buckets) in kinds.items():
-        kind = "histogram" if kind == "seconds" else kind
-        metric = Metric(kind, set(labels.get(constant, set())))
-        if kind == "histogram":
+    for constant, (of, buckets) in kinds.items():
+        metric = Metric(of.lower(), set(labels.get(constant, set())))
+        if buckets:
             metric.buckets = lists[buckets]
         known[names[constant]] = metric
     return FOREIGN | PENDING | known

@@ -61,7 +61,6 @@ def test_the_catalogue_is_read_whole():
     assert known["millstream_batch_rows"].kind == "histogram"
     assert "100" in known["millstream_batch_rows"].buckets
     assert "0.05" in known["millstream_end_to_end_seconds"].buckets
-    assert sum(name.startswith("millstream_") for name in known) >= 38
 
 
 @pytest.mark.parametrize(
