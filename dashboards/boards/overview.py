@@ -73,9 +73,9 @@ def board() -> dict:
             ),
             Stat(
                 "Waiting for you",
-                "Halted partitions, and streams whose script is suspected or paused. Their events "
-                "wait in Kafka until an operator decides: `millstream sources list`, `millstream "
-                "transforms list`. Mind the topic's retention.",
+                "Halted partitions, streams whose script is suspected or that are paused. Their "
+                "events wait in Kafka until an operator decides: `millstream sources list`, "
+                "`millstream transforms list`. Mind the topic's retention.",
                 "short",
                 [
                     (

@@ -261,9 +261,9 @@ def annotations() -> list[dict]:
             "rebalance", "partitions came to or left {{instance}}", "instance",
         ),
         _event(
-            "Script swaps", GREEN,
+            "Scripts", GREEN,
             happened("millstream_script_swaps_total", "script, result"),
-            "{{script}} {{result}}", "a new version of {{script}} was saved", "script,result",
+            "{{script}} {{result}}", "see transform_history in DuckDB for the reason", "script,result",
         ),
         starts,
     ]  # fmt: skip

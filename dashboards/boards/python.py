@@ -121,7 +121,8 @@ def board() -> dict:
             Graph(
                 "Failures of scripts",
                 "batch_failure: a batch failed and was tried again. import: a script does not "
-                "load or is suspected, counted at every try while its stream waits. defect: a "
+                "load or is suspected, counted at every try while its stream waits. refused: a new "
+                "version did not pass its trial. defect: a "
                 "defect of Millstream, please report it. Which script it is says `millstream "
                 "transforms list`.",
                 "cps",
@@ -149,10 +150,12 @@ def board() -> dict:
             ),
             Row("Which version, and did its swap go well?"),
             Graph(
-                "Swaps by result",
-                "switched: the new version runs. refused: it did not load, or failed on the last "
-                "real batch; the old one goes on. rolled_back: its errors rose after the switch. "
-                "superseded: a newer file came before it was through.",
+                "What happened to scripts",
+                "deployed: a new version passed its trial and took over. refused: it did not "
+                "load, or did worse than the running one on the last real batch; the old one goes "
+                "on. rolled_back: an earlier version took over again, by itself because rows "
+                "failed that did not fail before, or by an operator. The reasons are in DuckDB's "
+                "table transform_history.",
                 "short",
                 [
                     (
@@ -165,26 +168,28 @@ def board() -> dict:
             ),
             Graph(
                 "From saving a file to its first batch",
-                "Import in a fresh worker, the try on the last real batch, and the wait for a "
-                "batch boundary. A quiet stream waits for its next batch, so high numbers there "
-                "are no fault.",
+                "The trial on the last real batch, the note in the store, and the wait for the "
+                "next batch. A quiet stream waits for that batch, so high numbers there are no "
+                "fault.",
                 "s",
                 [(quantile(0.99, "millstream_script_swap_seconds", "script"), "{{script}} p99")],
             ),
             Table(
-                "Versions that nodes have run",
-                "The first digits of each script's SHA-256. Two versions of a script on one node: "
-                "it was swapped since the node started; the ledger says which version made which "
-                "batch. Two nodes without a version in common run different files.",
+                "Versions that run",
+                "The first digits of each script's SHA-256. All process nodes should show the same "
+                "version of a script. Two on one node: batches that were promised online under an "
+                "earlier version ran under it once more, after a crash or a swap. The ledger says "
+                "which version made which batch.",
                 "short",
-                [("max by (script, version, instance) (millstream_script_info{NODE})", "")],
+                [("max by (script, version, instance) (millstream_script_info{NODE} == 1)", "")],
                 names={"Value": ""},
             ),
             Table(
-                "Streams that wait for their script",
-                "1: the stream's events wait in Kafka. suspected: the script fails on more than a "
-                "fifth of its rows; mend it, or say that the data is at fault with `millstream "
-                "transforms resume STREAM --dead-letter`. paused: its script is paused.",
+                "Streams that wait",
+                "1: the stream's events wait in Kafka. suspected: the script fails on too many "
+                "rows; mend it, or say that the data is at fault with `millstream transforms "
+                "resume STREAM --dead-letter`. paused: an operator holds it, and should know "
+                "until when: mind the topic's retention.",
                 "short",
                 [
                     ("max by (stream) (millstream_script_suspected{NODE})", ""),

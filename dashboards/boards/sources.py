@@ -114,9 +114,9 @@ def board() -> dict:
             ),
             Graph(
                 "Rebalances",
-                "An assignment of partitions and a revocation count one each. A few at a deploy are "
-                "normal; a steady beat means that a node joins and leaves: look at its restarts, "
-                "or whether it is too busy to poll.",
+                "An assignment of partitions and a revocation count one each. A few at a deploy "
+                "are normal; a steady beat means that a node joins and leaves: look at its "
+                "restarts, or whether it is too busy to poll.",
                 "short",
                 [(happened("millstream_kafka_rebalances_total", "instance"), "{{instance}}")],
                 bars=True,

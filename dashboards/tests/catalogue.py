@@ -26,17 +26,6 @@ class Metric:
         return [name + suffix for suffix in suffixes]
 
 
-# --- DELETE when script swaps are in the catalogue -------------------------------------------
-# Metrics that are about to be recorded, and the label values that come with them. What is in the
-# catalogue already wins over its line here.
-PENDING = {
-    "millstream_script_swaps_total": Metric("counter", {"script", "result"}),
-    "millstream_script_swap_seconds": Metric("histogram", {"script"}, ["0.1", "1", "10"]),
-    "millstream_script_paused": Metric("gauge", {"stream"}),
-}
-PENDING_VALUES = {"switched", "refused", "rolled_back", "superseded"}
-# ---------------------------------------------------------------------------------------------
-
 # Not the node's own: Prometheus makes these, and the crate `metrics-process` those.
 FOREIGN = {
     "up": Metric("gauge"),
@@ -114,7 +103,7 @@ def metrics() -> dict[str, Metric]:
         if buckets:
             metric.buckets = lists[buckets]
         known[names[constant]] = metric
-    return FOREIGN | PENDING | known
+    return FOREIGN | known
 
 
 @cache

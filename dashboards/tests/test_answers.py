@@ -29,7 +29,7 @@ VALUES = {
     "cause": ["killed", "panicked"],
     "path": ["online", "durable"],
     "actor": ["kafka_ingest", "duckdb_writer"],
-    "result": ["switched", "refused"],
+    "result": ["deployed", "refused"],
     "alertstate": ["firing"],
     "component": ["redis"],
 }  # fmt: skip
