@@ -122,9 +122,8 @@ def board() -> dict:
                 "Failures of scripts",
                 "batch_failure: a batch failed and was tried again. import: a script does not "
                 "load or is suspected, counted at every try while its stream waits. refused: a new "
-                "version did not pass its trial. defect: a "
-                "defect of Millstream, please report it. Which script it is says `millstream "
-                "transforms list`.",
+                "version did not pass its trial. defect: a defect of Millstream, please report it. "
+                "Which script it is says `millstream transforms list`.",
                 "cps",
                 [
                     (
