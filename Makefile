@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test run stack stack-stop lint fmt example bench clean
+.PHONY: help setup build demo test run stack stack-stop lint fmt dashboards example bench clean
 
 # Arguments for the program, as in: make demo ARGS="--duration 30s --json"
 ARGS ?=
@@ -17,7 +17,7 @@ PYTHON := .venv/bin/python
 SAY := printf '%s\n' >&2
 # Empty, or the feature that compiles DuckDB in; the set-up writes it, so it is read late.
 FEATURES = $$(cat .cargo/features 2>/dev/null || true)
-PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests)
+PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dashboards/tests)
 SHELL_SCRIPTS = $(wildcard scripts/*.sh .ci/run examples/*/*.sh benches/*.sh benches/*/*.sh)
 
 help: ## list the commands
@@ -40,10 +40,10 @@ run: build stack ## a node on the local stack (ARGS="--roles process,store")
 	@set -a; . .millstream/stack/env; set +a; exec $(BIN) run $(ARGS)
 
 test: setup ## all the tests: Python, then Rust
-	@for folder in $(PYTHON_TESTS); do \
-	  $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done
-	@$(SAY) "test: Rust (the test programs are compiled first)"
-	@left_out=$$(mktemp); trap 'rm -rf "$$left_out" "$$data"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
+	@data=; left_out=$$(mktemp); trap 'rm -rf "$$left_out" "$$data"' EXIT; export MILLSTREAM_LEFT_OUT=$$left_out; \
+	  for folder in $(PYTHON_TESTS); do \
+	    $(SAY) "test: $$folder"; $(PYTHON) -m pytest -q "$$folder"; done; \
+	  $(SAY) "test: Rust (the test programs are compiled first)"; \
 	  data=$$(mktemp -d "$$(scripts/test_data.sh)/millstream-test.XXXXXX"); export TMPDIR=$$data; \
 	  cargo test --release $(FEATURES) --features failpoints $(TEST_ARGS); \
 	  if [[ -s $$left_out ]]; then $(SAY) "test: LEFT OUT for want of a component:"; sort -u "$$left_out" >&2; fi
@@ -70,6 +70,9 @@ stack: setup ## start Kafka, Redis and (if installed) Prometheus on this machine
 
 stack-stop: ## stop them; their data stays
 	@scripts/stack.sh stop
+
+dashboards: setup ## write dashboards/*.json anew, after a change in dashboards/boards
+	@$(PYTHON) dashboards/build.py
 
 example: build ## 336,776 real flights through Kafka, checked against the file
 	@examples/flights/run.sh $(ARGS)

@@ -3,8 +3,8 @@
 # first, installs only what is missing and asks no network when nothing is.
 #
 #   scripts/setup.sh           what `make demo` and `make test` need
-#   scripts/setup.sh --ci      also Java, Maven, kcat and shellcheck, so that every suite runs
-#                              (the same as CI=true)
+#   scripts/setup.sh --ci      also Java, Maven, kcat, Prometheus and shellcheck, so that every
+#                              suite runs (the same as CI=true)
 #   scripts/setup.sh --node    only what is needed to build and run a node (container images)
 #
 # MILLSTREAM_PYTHON   the interpreter to embed, instead of the one found here
@@ -82,6 +82,7 @@ missing_packages() {
   have java || echo default-jre-headless
   have mvn || echo maven
   have kcat || echo kcat
+  { have promtool && have prometheus; } || echo prometheus
   have shellcheck || echo shellcheck
   have strace || echo strace
 }
@@ -96,10 +97,12 @@ install_packages() {
   fi
   report installing "Debian packages (may take some minutes): ${packages[*]}"
   # Debian starts a package's service when it is installed. The node runs a redis-server of its
-  # own, so the service must neither start now nor with the machine.
-  local redis=no
-  [[ " ${packages[*]} " != *" redis-server "* ]] || redis=yes
-  if [[ $redis == yes && ! -e /usr/sbin/policy-rc.d ]]; then
+  # own, and `make stack` a Prometheus, so these services must neither start now nor with the machine.
+  local services=() package
+  for package in "${packages[@]}"; do
+    case $package in redis-server | prometheus) services+=("$package.service") ;; esac
+  done
+  if ((${#services[@]} > 0)) && [[ ! -e /usr/sbin/policy-rc.d ]]; then
     printf '#!/bin/sh\nexit 101\n' >"$SCRATCH/policy-rc.d"
     ADDED_POLICY=yes
     as_root install -m 755 "$SCRATCH/policy-rc.d" /usr/sbin/policy-rc.d
@@ -107,8 +110,8 @@ install_packages() {
   quietly as_root apt-get update -q || say "  warning: apt-get update failed; trying with the lists that are here"
   quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" ||
     die "apt-get could not install: ${packages[*]}"
-  if [[ $redis == yes && -d /run/systemd/system ]]; then
-    as_root systemctl disable --quiet redis-server.service 2>/dev/null || true
+  if ((${#services[@]} > 0)) && [[ -d /run/systemd/system ]]; then
+    as_root systemctl disable --quiet "${services[@]}" 2>/dev/null || true
   fi
   hash -r
 }
