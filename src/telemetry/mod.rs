@@ -63,17 +63,33 @@ fn start_at_zero() {
     for (stage, error) in [
         ("kafka_ingest", "kafka"),
         ("kafka_ingest", "abandoned"),
+        ("kafka_ingest", "stalled"),
+        ("generator", "task"),
+        ("batch_accumulator", "abandoned"),
+        ("worker_semaphore", "redis"),
+        ("python_worker_supervisor", "abandoned"),
         ("python_worker_supervisor", "batch_failure"),
+        ("python_worker_supervisor", "defect"),
         ("python_worker_supervisor", "import"),
+        ("python_worker_supervisor", "refused"),
+        ("redis_queue", "generation"),
         ("redis_queue", "redis"),
+        ("redis_queue", "rebuild"),
         ("redis_queue", "unreadable"),
         ("redis_queue", "plain_writes"),
         ("redis_queue", "quarantined"),
         ("duckdb_writer", "statement"),
         ("duckdb_writer", "commit"),
+        ("duckdb_writer", "quarantine"),
         ("file_upload", "unimplemented"),
     ] {
         counter!(m::ERRORS, "stage" => stage, "error_type" => error).increment(0);
+    }
+    for cause in [
+        "signal", "exit", "timeout", "out_of_memory", "exception", "contract", "protocol",
+        "recycled_batches", "recycled_memory",
+    ] {
+        counter!(m::WORKER_RESTARTS, "cause" => cause).increment(0);
     }
     for reason in ["rows", "bytes", "age", "pin", "drain"] {
         counter!(m::BATCH_CLOSES, "reason" => reason).increment(0);

@@ -186,6 +186,9 @@ impl IngestContext {
         }
         for (topic, partition) in &names {
             self.acknowledged.forget(topic, *partition);
+            // Its next owner says how far behind it is.
+            metrics::gauge!(m::KAFKA_LAG, "topic" => topic.clone(), "partition" => partition.to_string())
+                .set(0.0);
             lock(&self.handed_on).remove(&(topic.clone(), *partition));
         }
         if let Err(error) = consumer.incremental_unassign(list) {

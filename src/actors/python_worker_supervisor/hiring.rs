@@ -3,7 +3,7 @@
 use super::{
     PythonWorkerSupervisor,
     aging::AgeLimits,
-    lanes::{TURN, short},
+    lanes::TURN,
     runner::{Recipe, Worker},
     slot::{LaneKey, WorkerSlot},
     status::WorkerStatus,
@@ -13,7 +13,6 @@ use crate::{
     messages::{AcquirePermit, Permit},
     python::{Script, WorkerSpec},
     supervision::Undelivered,
-    telemetry::catalogue as m,
 };
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use arrow::datatypes::SchemaRef;
@@ -175,8 +174,6 @@ impl PythonWorkerSupervisor {
             return self.dispatch(key, ctx);
         }
         let config = &self.config.streams[key.stream];
-        metrics::gauge!(m::SCRIPT_INFO, "script" => script.name.clone(), "version" => short(&script.sha256).to_owned())
-            .set(1.0);
         let slot = &self.parts.workers;
         let number = slot.next_number();
         let status = WorkerStatus {
