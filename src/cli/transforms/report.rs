@@ -304,7 +304,8 @@ fn gist(detail: &str) -> &str {
     line.unwrap_or_default()
 }
 
-fn cut(text: &str) -> String {
+/// A text as it fits in a cell.
+pub fn cut(text: &str) -> String {
     match text.char_indices().nth(CELL_CHARS) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
