@@ -1,7 +1,7 @@
-//! `millstream transforms history`.
+//! `millstream transforms history`, and what else the node knows of versions.
 
 use super::{Failure, decided::brief, report::cut, short, table};
-use crate::cli::client::ClientArgs;
+use crate::{cli::client::ClientArgs, messages::ScriptText};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use serde::Deserialize;
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// The node asks the store, which may be busy.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Events among which a version is looked for: all that a node tells at once.
+const ALL: usize = 10_000;
 
 /// Arguments of `millstream transforms history`.
 #[derive(Debug, Args)]
@@ -76,6 +78,44 @@ fn cells(event: &Event) -> [String; 7] {
     };
     let what = action.replace('_', " ");
     [when, stream.clone(), what, short(version).into(), from.into(), why, node.clone()]
+}
+
+/// Versions that a stream has tried or run whose SHA-256 begins like this, the newest first.
+pub async fn versions_like(
+    client: &ClientArgs,
+    stream: &str,
+    beginning: &str,
+) -> Result<Vec<String>, Failure> {
+    let body = ask(client, Some(stream), ALL).await?;
+    let events: Vec<Event> = serde_json::from_slice(&body).map_err(anyhow::Error::from)?;
+    let mut found: Vec<String> = Vec::new();
+    for Event { version, .. } in events {
+        if version.starts_with(beginning) && !found.contains(&version) {
+            found.push(version);
+        }
+    }
+    Ok(found)
+}
+
+/// The version that a stream runs.
+pub async fn running(client: &ClientArgs, stream: &str) -> Result<String, Failure> {
+    let body = client.get("/api/transforms", &[], DEADLINE).await?.done()?.body;
+    let scripts: Value = serde_json::from_slice(&body).map_err(anyhow::Error::from)?;
+    let version = scripts[stream]["version"].as_str().map(str::to_owned);
+    version.ok_or_else(|| {
+        Failure::Usage(format!(
+            "the node at http://{} runs no version of the stream `{stream}`: ask one with the role `process`, \
+             with --http, or name a version or a file",
+            client.http
+        ))
+    })
+}
+
+/// The texts of a version.
+pub async fn text(client: &ClientArgs, sha256: &str) -> Result<ScriptText, Failure> {
+    let query = [("sha256", sha256.to_owned())];
+    let body = client.get("/api/transforms/version", &query, DEADLINE).await?.done()?.body;
+    Ok(serde_json::from_slice(&body).map_err(anyhow::Error::from)?)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `millstream transforms`.
 
+mod against;
 mod decided;
 mod deploy;
 mod history;
