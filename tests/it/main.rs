@@ -32,3 +32,4 @@ mod supervision;
 mod support;
 mod telemetry;
 mod transforms_cli;
+mod transforms_swap_cli;
