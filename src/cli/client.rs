@@ -84,11 +84,19 @@ impl ClientArgs {
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
         let unreachable = |error: reqwest::Error| {
-            Failure::Unreachable(format!(
-                "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
-                 with --http",
-                self.http
-            ))
+            // What it was asked it may have begun.
+            let is_late = error.is_timeout() && !error.is_connect();
+            Failure::Unreachable(match is_late {
+                true => format!(
+                    "the node at http://{} has not answered in time; it may still do what it was asked",
+                    self.http
+                ),
+                false => format!(
+                    "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
+                     with --http",
+                    self.http
+                ),
+            })
         };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();

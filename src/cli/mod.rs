@@ -47,7 +47,7 @@ enum Command {
     Sources(sources::SourcesArgs),
     /// Dead letters: what they are, and sending them through their scripts again.
     Dlq(dlq::DlqArgs),
-    /// Scripts: what the streams have, trying one without a node, running their tests.
+    /// Scripts: what the streams run, trying, deploying and rolling back versions, running their tests.
     Transforms(transforms::TransformsArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),

@@ -42,7 +42,7 @@ pub struct Record<'a> {
 }
 
 /// Records of one source in the order of their positions.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Records {
     positions: Vec<i64>,
     timestamps_us: Vec<i64>,

@@ -13,7 +13,7 @@ use crate::{
 use anyhow::Context as _;
 use axum::{
     Json, Router,
-    extract::{Query, State, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, Query, State, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -23,6 +23,10 @@ use serde_json::{Map, Value, json};
 
 /// Events that a history has at most.
 const MOST_EVENTS: usize = 10_000;
+
+/// Bytes of a version that is sent. Helpers alone may have 4 MiB, and JSON writes some characters as
+/// two and more.
+const MOST_BYTES: usize = 16 << 20;
 
 /// Body of `POST /api/transforms/deploy`. The answer is a
 /// [`Decided`](crate::actors::transform_deployer::Decided), as of all wishes.
@@ -103,7 +107,7 @@ pub fn routes() -> Router<NodeView> {
         .route("/api/transforms", get(list))
         .route("/api/transforms/history", get(events))
         .route("/api/transforms/version", get(version))
-        .route("/api/transforms/deploy", post(deploy))
+        .route("/api/transforms/deploy", post(deploy).layer(DefaultBodyLimit::max(MOST_BYTES)))
         .route("/api/transforms/rollback", post(roll_back))
         .route("/api/transforms/pause", post(pause))
         .route("/api/transforms/resume", post(resume))

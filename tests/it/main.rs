@@ -33,3 +33,4 @@ mod supervision;
 mod support;
 mod telemetry;
 mod transforms_cli;
+mod transforms_swap_cli;

@@ -1,13 +1,12 @@
 //! `millstream transforms`: scripts listed, tried and tested from the command line.
 
-use crate::support::{Bench, Sent, millstream, produce, run_json, wait_for};
+use crate::support::{
+    Bench, Sent, ended, event, file, produce, run_json, says, script_of, scripted, transforms,
+    wait_for,
+};
 use millstream::python::Script;
 use serde_json::{Value, json};
-use std::{
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use std::{net::TcpListener, path::Path, process::Command};
 
 /// Fails the whole batch in which it finds the value 7.
 const NO_SEVEN: &str = "
@@ -23,59 +22,10 @@ def transform(batch: list[dict]) -> list[dict]:
     return rows
 ";
 
-/// The stream `features` with a script of the test's own, in a folder of its own.
-fn bench(script: &str) -> Bench {
-    let mut bench = Bench::new("");
-    bench.config.streams.truncate(1);
-    bench.config.streams[0].transform = "under_test".into();
-    bench.config.python.transforms_dir = bench.dir.path().join("transforms");
-    std::fs::create_dir(&bench.config.python.transforms_dir).unwrap();
-    std::fs::write(script_of(&bench), script).unwrap();
-    bench
-}
-
-fn script_of(bench: &Bench) -> PathBuf {
-    bench.config.python.transforms_dir.join("under_test.py")
-}
-
-fn event(value: &str) -> String {
-    format!(
-        r#"{{"entity_id":"e","feature_name":"f","value":{value},"validated_at":"2024-05-01T10:00:00Z"}}"#
-    )
-}
-
-/// A file of the bench, with this content.
-fn file(bench: &Bench, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-    let path = bench.dir.path().join(name);
-    std::fs::write(&path, content).unwrap();
-    path
-}
-
-fn transforms(bench: &Bench, command: &str) -> Command {
-    let mut transforms = millstream();
-    transforms.args(["transforms", command, "--config"]).arg(bench.config_file());
-    transforms
-}
-
 fn attempt(bench: &Bench, script: &str, input: &Path) -> Command {
     let mut attempt = transforms(bench, "try");
     attempt.arg(script).arg("--input").arg(input);
     attempt
-}
-
-/// Exit code, standard output and standard error.
-fn ended(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (status.code(), text(&stdout), text(&stderr))
-}
-
-/// Whether a message for people says this, wherever its lines are broken.
-fn says(message: &str, expected: &str) -> bool {
-    let squeezed = |text: &str| -> String {
-        text.chars().filter(|c| !c.is_whitespace() && !"│|".contains(*c)).collect()
-    };
-    squeezed(message).contains(&squeezed(expected))
 }
 
 /// A report without what a file's format and the clock decide.
@@ -153,7 +103,7 @@ fn the_same_rows_as_json_ndjson_and_parquet_give_the_same() {
 
 #[test]
 fn one_bad_row_is_one_dead_letter_with_its_traceback() {
-    let bench = bench(NO_SEVEN);
+    let bench = scripted(NO_SEVEN);
     let values = ["0", "1", "2", "3", "null", "5", "6", "7"];
     let lines = values.map(event).join("\n");
     let input = file(&bench, "rows.ndjson", &lines);
@@ -197,7 +147,7 @@ fn one_bad_row_is_one_dead_letter_with_its_traceback() {
 
 #[test]
 fn batches_are_cut_as_a_node_cuts_them_and_rows_are_numbered_over_all() {
-    let mut bench = bench(NO_SEVEN);
+    let mut bench = scripted(NO_SEVEN);
     bench.config.batch.max_rows = 3;
     let lines = ["1", "2", "3", "4", "\"x\"", "6"].map(event).join("\n");
     let input = file(&bench, "rows.ndjson", &lines);
@@ -218,7 +168,7 @@ fn batches_are_cut_as_a_node_cuts_them_and_rows_are_numbered_over_all() {
 
 #[test]
 fn a_script_that_does_not_load_is_told_with_its_traceback() {
-    let bench = bench("def transform(event: dict)\n    return None\n");
+    let bench = scripted("def transform(event: dict)\n    return None\n");
     let input = file(&bench, "rows.ndjson", event("1"));
     let (code, stdout, stderr) = ended(&mut attempt(&bench, "under_test", &input));
     assert_eq!((code, stdout.as_str()), (Some(5), ""), "{stderr}");
@@ -233,7 +183,7 @@ fn a_script_that_does_not_load_is_told_with_its_traceback() {
 
 #[test]
 fn what_cannot_be_tried_is_said_with_what_to_do() {
-    let bench = bench(NO_SEVEN);
+    let bench = scripted(NO_SEVEN);
     let input = file(&bench, "rows.ndjson", event("1"));
     let refused = |command: &mut Command, code: i32, expected: &str| {
         let (ended_with, _, stderr) = ended(command);
@@ -275,7 +225,7 @@ fn scripts_are_listed_without_a_node() {
 
 #[test]
 fn a_node_says_what_became_of_a_script() {
-    let bench = bench("import no_such_package_at_all\n");
+    let bench = scripted("import no_such_package_at_all\n");
     let node = bench.node("process,store");
     wait_for("the node to be ready", || (node.get("/readyz").0 == 200).then_some(()));
     let http = node.http.to_string();
@@ -309,7 +259,7 @@ fn a_node_says_what_became_of_a_script() {
 
 #[test]
 fn tests_run_in_the_scripts_environment_and_their_verdict_is_the_exit_code() {
-    let bench = bench("def transform(event: dict): return None\n");
+    let bench = scripted("def transform(event: dict): return None\n");
     let folder = bench.config.python.transforms_dir.join("tests");
     let (code, _, stderr) = ended(&mut transforms(&bench, "test"));
     assert_eq!(code, Some(2), "{stderr}");
@@ -341,7 +291,7 @@ def test_fails(): assert transform({}) == 1
 
 #[test]
 fn an_environment_without_pytest_is_said_with_what_to_do() {
-    let mut bench = bench(NO_SEVEN);
+    let mut bench = scripted(NO_SEVEN);
     std::fs::create_dir(bench.config.python.transforms_dir.join("tests")).unwrap();
     let venv = bench.dir.path().join("venv");
     bench.config.python.venv.clone_from(&venv);

@@ -1,13 +1,17 @@
 //! What one script version makes of a batch, held against what another made of it.
 
 use super::assemble::Outcome;
-use crate::python::schema;
+use crate::{
+    messages::{FeaturePart, Stage},
+    python::schema,
+};
 use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::{Float64Type, TimestampMicrosecondType, UInt32Type},
+    array::{Array, AsArray, RecordBatch, UInt32Array},
+    datatypes::{Float64Type, Int64Type, TimestampMicrosecondType, UInt32Type},
+    error::ArrowError,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// Rows that a difference shows one by one.
 const SHOWN: usize = 5;
@@ -98,6 +102,34 @@ impl Difference {
         found
     }
 
+    /// From what a node would have landed under the old version to what it would have landed under
+    /// the new one, of the same records. An example's row is its record's position.
+    ///
+    /// # Errors
+    /// When the columns do not fit, which is a defect.
+    pub fn between_parts(before: &FeaturePart, after: &FeaturePart) -> Result<Self, ArrowError> {
+        let mut found = Self::between(&outcome_of(before)?, &outcome_of(after)?);
+        // A row that cannot be told is as good as the last one that can.
+        let first = u32::try_from(before.from).unwrap_or(u32::MAX);
+        found.examples.iter_mut().for_each(|e| e.row = e.row.saturating_add(first));
+        Ok(found)
+    }
+
+    /// The difference over both batches.
+    pub fn add(&mut self, next: Self) {
+        self.added += next.added;
+        self.gone += next.gone;
+        self.changed += next.changed;
+        self.same += next.same;
+        self.dead_before += next.dead_before;
+        self.dead_after += next.dead_after;
+        for example in next.examples {
+            if self.has_room(example.change) {
+                self.examples.push(example);
+            }
+        }
+    }
+
     /// Whether the versions make the same of it.
     #[must_use]
     pub fn is_none(&self) -> bool {
@@ -105,19 +137,23 @@ impl Difference {
     }
 
     fn show(&mut self, change: Change, key: &Key<'_>, before: Option<Held>, after: Option<Held>) {
-        // A few of each kind say more than many of one.
-        let alike = self.examples.iter().filter(|example| example.change == change).count();
-        if alike < SHOWN {
-            let (row, entity_id, feature_name, _) = *key;
-            self.examples.push(Example {
-                change,
-                row,
-                entity_id: entity_id.to_owned(),
-                feature_name: feature_name.to_owned(),
-                before: before.map(readable),
-                after: after.map(readable),
-            });
+        if !self.has_room(change) {
+            return;
         }
+        let (row, entity_id, feature_name, _) = *key;
+        self.examples.push(Example {
+            change,
+            row,
+            entity_id: entity_id.to_owned(),
+            feature_name: feature_name.to_owned(),
+            before: before.map(readable),
+            after: after.map(readable),
+        });
+    }
+
+    /// A few of each kind say more than many of one.
+    fn has_room(&self, change: Change) -> bool {
+        self.examples.iter().filter(|example| example.change == change).count() < SHOWN
     }
 }
 
@@ -160,6 +196,22 @@ fn keyed(rows: &RecordBatch) -> Vec<(Key<'_>, Held)> {
         .collect()
 }
 
+/// A part as its worker gave it back: its rows by number instead of position, and of its letters
+/// those that the script is the cause of.
+fn outcome_of(part: &FeaturePart) -> Result<Outcome, ArrowError> {
+    let columns = part.rows.columns();
+    // A batch has far fewer records than 2^32.
+    let number = |position: i64| (position - part.from) as u32;
+    let positions = columns[6].as_primitive::<Int64Type>().values();
+    let mut of_worker =
+        vec![Arc::new(UInt32Array::from_iter_values(positions.iter().map(|p| number(*p)))) as _];
+    of_worker.extend_from_slice(&columns[..5]);
+    let letters = part.dead.iter().filter(|letter| letter.stage == Stage::Transform);
+    let rejected = letters.map(|l| (number(l.pos), (l.reason.clone(), l.detail.clone())));
+    let rejected = rejected.collect();
+    Ok(Outcome { rows: RecordBatch::try_new(schema::canonical(), of_worker)?, rejected })
+}
+
 fn readable((value, at): Held) -> String {
     let value = value.map_or_else(|| "null".to_owned(), |bits| f64::from_bits(bits).to_string());
     let at = chrono::DateTime::from_timestamp_micros(at)
@@ -170,10 +222,17 @@ fn readable((value, at): Held) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{
-        Float64Array, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array,
+    use crate::{
+        messages::{Credit, DeadLetter, Record, feature_row_schema},
+        protocol::{
+            source::{SourceName, Token},
+            ticket::Ticket,
+        },
     };
-    use std::sync::Arc;
+    use arrow::array::{
+        Float64Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+        new_null_array,
+    };
 
     type Row = (u32, &'static str, Option<f64>, i64);
 
@@ -226,6 +285,57 @@ mod tests {
         assert_eq!(told, [(Change::Changed, 0), (Change::Added, 2), (Change::Gone, 1)]);
         assert_eq!(found.examples[0].before.as_deref(), Some("1 at 1970-01-01T00:00:00.000005Z"));
         assert!(found.to_string().ends_with("; dead events 1 before, 3 now"), "{found}");
+    }
+
+    /// What a node would have landed of an outcome of the records from `first` on.
+    fn part(outcome: &Outcome, first: i64) -> FeaturePart {
+        let (source, token) = (SourceName("s".into()), Token::after(0));
+        let (abandoned, _) = tokio::sync::mpsc::unbounded_channel();
+        let rows = outcome.rows.columns();
+        let numbers = rows[0].as_primitive::<UInt32Type>().values();
+        let n = numbers.len();
+        let schema = feature_row_schema();
+        let positions = Int64Array::from_iter_values(numbers.iter().map(|r| first + i64::from(*r)));
+        let mut columns = rows[1..5].to_vec();
+        columns.push(rows[4].clone());
+        columns.push(new_null_array(schema.field(5).data_type(), n));
+        columns.push(Arc::new(positions));
+        columns.push(Arc::new(Int32Array::from(vec![0; n])));
+        let letter = |pos, stage| {
+            let record = Record { position: pos, timestamp_us: 0, event_id: None, payload: None };
+            DeadLetter::with_reason(&record, None, stage, "r".into(), String::new())
+        };
+        let dead = outcome.rejected.keys().map(|r| letter(first + i64::from(*r), Stage::Transform));
+        FeaturePart {
+            source: source.clone(),
+            token,
+            from: first,
+            to: first + 10,
+            n_in: 10,
+            n_kept: 0,
+            n_filtered: 0,
+            rows: RecordBatch::try_new(schema, columns).unwrap(),
+            dead: dead.chain([letter(first + 9, Stage::Decode)]).collect(),
+            online: Vec::new(),
+            ticket: Ticket::new(source, token, first, first + 10, abandoned),
+            credit: Credit::default(),
+            sampled_timestamps_us: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn parts_differ_as_their_outcomes_do_and_are_summed_over_batches() {
+        let before = outcome(&[(0, "a", Some(1.0), 5), (3, "b", Some(2.0), 5)], 0);
+        let after = outcome(&[(0, "a", Some(1.0), 5), (3, "b", Some(7.0), 5)], 1);
+        let between =
+            |first| Difference::between_parts(&part(&before, first), &part(&after, first)).unwrap();
+        let mut found = Difference::default();
+        (0..SHOWN as i64 + 2).for_each(|batch| found.add(between(batch * 10)));
+        let n = SHOWN + 2;
+        assert_eq!((found.added, found.gone, found.changed, found.same), (0, 0, n, n));
+        assert_eq!((found.dead_before, found.dead_after), (0, n), "not what decoding refused");
+        let rows: Vec<u32> = found.examples.iter().map(|example| example.row).collect();
+        assert_eq!(rows, [3, 13, 23, 33, 43]);
     }
 
     #[test]

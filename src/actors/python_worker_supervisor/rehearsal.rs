@@ -126,6 +126,18 @@ impl Rehearsal {
         Ok(features.parts.pop().ok_or_else(lost)?)
     }
 
+    /// Runs a batch that does not count: what packages load lazily is there when the next one is
+    /// timed.
+    ///
+    /// # Errors
+    /// See [`RehearsalError`].
+    pub async fn warm_up(&mut self, records: Records) -> Result<(), RehearsalError> {
+        let before = self.transform_time;
+        self.run(records).await?;
+        self.transform_time = before;
+        Ok(())
+    }
+
     /// How long batches took in workers so far, with what finding the rows at fault cost.
     #[must_use]
     pub fn transform_time(&self) -> Duration {

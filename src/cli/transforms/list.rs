@@ -1,11 +1,11 @@
 //! `millstream transforms list`.
 
-use super::{Failure, FileArgs, file_of, short, table};
+use super::{Failure, FileArgs, HttpArgs, decided::brief, file_of, short, table};
 use crate::{cli::client::ClientArgs, config::Config, python::Script};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeSet, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 /// A node answers this at once or is of no use here.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -18,9 +18,8 @@ pub struct ListArgs {
     json: bool,
     #[command(flatten)]
     file: FileArgs,
-    /// HTTP address of the node [default: the configuration's `node.http`].
-    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP")]
-    http: Option<SocketAddr>,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 /// A stream and its script.
@@ -34,6 +33,47 @@ struct Line {
     problem: Option<String>,
     #[serde(flatten)]
     state: State,
+    /// Whether the file is another version than the active one; `None`: one of them is not known.
+    differs: Option<bool>,
+    #[serde(flatten)]
+    told: Told,
+}
+
+/// What the node tells of the stream's script; all `None` without a node.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Told {
+    /// The active version.
+    #[serde(rename(deserialize = "version"))]
+    active: Option<String>,
+    /// The version to fall back to.
+    fallback: Option<String>,
+    /// Why the stream's events wait.
+    paused: Option<String>,
+    /// The version that is on trial.
+    trying: Option<String>,
+    /// What happened last on that node.
+    last: Option<LastEvent>,
+    /// Seconds from saving the active version's file to its first batch.
+    swap_s: Option<f64>,
+}
+
+/// What happened to a script.
+#[derive(Debug, Serialize, Deserialize)]
+struct LastEvent {
+    action: String,
+    version: String,
+    reason: String,
+    at: String,
+}
+
+impl Told {
+    /// That of a stream, by a node's status.
+    fn of(stream: &str, status: Option<&Value>) -> Self {
+        let told = status.map(|status| &status["python"]["scripts"][stream]);
+        // A node of another version may tell it in other words: then it has told nothing.
+        told.and_then(|told| Self::deserialize(told).ok()).unwrap_or_default()
+    }
 }
 
 /// What the node says.
@@ -97,19 +137,21 @@ impl fmt::Display for State {
 pub async fn list(args: ListArgs) -> Result<(), Failure> {
     let ListArgs { json, file, http } = args;
     let config = file.load()?;
-    let status = status(ClientArgs { http: http.unwrap_or(config.node.http) }).await?;
+    let status = status(http.client(&config)).await?;
     let lines = lines(&config, status.as_ref());
     if json {
         println!("{}", serde_json::to_string(&lines).map_err(anyhow::Error::from)?);
         return Ok(());
     }
-    let mut table = table(&["stream", "script", "version", "state"]);
+    let mut table = table(&["stream", "script", "version", "state", "last", "swap"]);
     for line in &lines {
         table.add_row([
             line.stream.clone(),
             line.file.display().to_string(),
             version(line),
-            line.state.to_string(),
+            state(line),
+            line.told.last.as_ref().map(last).unwrap_or_default(),
+            line.told.swap_s.map(|s| format!("{s:.2} s")).unwrap_or_default(),
         ]);
     }
     println!("{table}");
@@ -123,25 +165,53 @@ fn lines(config: &Config, status: Option<&Value>) -> Vec<Line> {
             Ok(script) => (Some(script.sha256), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let state = State::of(&stream.name, status);
-        Line { stream: stream.name.clone(), file, sha256, problem, state }
+        let (state, told) = (State::of(&stream.name, status), Told::of(&stream.name, status));
+        let differs =
+            sha256.as_ref().zip(told.active.as_ref()).map(|(file, active)| file != active);
+        Line { stream: stream.name.clone(), file, sha256, problem, state, differs, told }
     };
     config.streams.iter().map(line).collect()
 }
 
-/// The file's version, and those that run besides.
+/// The active version, or the file's where that is not known; then whatever differs from it.
 fn version(line: &Line) -> String {
-    let file = line.sha256.as_deref();
-    let mut text = match (file, &line.problem) {
+    let Line { sha256, problem, told, .. } = line;
+    let file = match (sha256, problem) {
         (Some(sha256), _) => short(sha256).to_owned(),
         (None, problem) => problem.clone().unwrap_or_default(),
     };
+    let shown = told.active.as_ref().or(sha256.as_ref());
+    let mut text = match &told.active {
+        Some(active) if sha256.as_ref() == Some(active) => file,
+        Some(active) if sha256.is_some() => format!("{}; the file is {file}", short(active)),
+        Some(active) => format!("{}; the file: {file}", short(active)),
+        None => file,
+    };
     if let State::Running { versions, .. } = &line.state {
-        for other in versions.iter().filter(|running| Some(running.as_str()) != file) {
+        for other in versions.iter().filter(|running| Some(*running) != shown) {
             text.push_str(&format!("; {} still runs", short(other)));
         }
     }
     text
+}
+
+/// Whether it waits, whether a version is tried, what its workers do.
+fn state(line: &Line) -> String {
+    let Told { paused, trying, .. } = &line.told;
+    let paused = paused.iter().map(|reason| format!("paused: {}", brief(reason)));
+    let trying = trying.iter().map(|version| format!("{} is tried", short(version)));
+    let all: Vec<String> = paused.chain(trying).chain([line.state.to_string()]).collect();
+    all.join("; ")
+}
+
+/// What happened last; why only where nobody wished it.
+fn last(event: &LastEvent) -> String {
+    let LastEvent { action, version, reason, .. } = event;
+    match action.as_str() {
+        "refused" => format!("refused {}: {}", short(version), brief(reason)),
+        "rolled_back" => format!("rolled back to {}: {}", short(version), brief(reason)),
+        other => other.to_owned(),
+    }
 }
 
 /// The status of a node that runs scripts; `None`: there is none.
@@ -167,6 +237,49 @@ async fn status(client: ClientArgs) -> Result<Option<Value>, Failure> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn line(sha256: Option<&str>, told: Told, state: State) -> Line {
+        Line {
+            stream: "s".into(),
+            file: "s.py".into(),
+            sha256: sha256.map(str::to_owned),
+            problem: sha256.is_none().then(|| "no such file".into()),
+            state,
+            differs: None,
+            told,
+        }
+    }
+
+    #[test]
+    fn what_differs_from_the_active_version_is_said() {
+        let active = |version: &str| Told { active: Some(version.into()), ..Told::default() };
+        let shown = |sha256, told| version(&line(sha256, told, State::Idle));
+        assert_eq!(shown(Some("v1"), Told::default()), "v1");
+        assert_eq!(shown(Some("v1"), active("v1")), "v1");
+        assert_eq!(shown(Some("v2"), active("v1")), "v1; the file is v2");
+        assert_eq!(shown(None, active("v1")), "v1; the file: no such file");
+        assert_eq!(shown(None, Told::default()), "no such file");
+        let versions = ["v1".to_owned(), "v2".to_owned()].into();
+        let running = State::Running { workers: 2, versions };
+        assert_eq!(version(&line(Some("v2"), active("v2"), running)), "v2; v1 still runs");
+    }
+
+    #[test]
+    fn what_a_node_tells_of_a_script() {
+        let status = json!({"python": {"scripts": {"s": {
+            "name": "n", "version": "v1", "fallback": null, "paused": "night", "trying": "v2", "swap_s": 0.4,
+            "last": {"action": "refused", "version": "v0", "at": "2024-05-01T10:00:00Z",
+                     "reason": "with exception: Traceback (most recent call last):\n  File\nValueError: no"},
+        }}}});
+        let told = Told::of("s", Some(&status));
+        assert_eq!(last(told.last.as_ref().unwrap()), "refused v0: ValueError: no");
+        let json = serde_json::to_value(&told).unwrap();
+        assert_eq!((&json["active"], &json["swap_s"]), (&json!("v1"), &json!(0.4)));
+        assert_eq!(state(&line(None, told, State::Idle)), "paused: night; v2 is tried; idle");
+        for nothing in [Told::of("other", Some(&status)), Told::of("s", None)] {
+            assert_eq!(state(&line(None, nothing, State::NoNode)), "no node");
+        }
+    }
 
     #[test]
     fn each_state() {

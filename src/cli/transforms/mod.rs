@@ -1,16 +1,28 @@
 //! `millstream transforms`.
 
+mod against;
+mod decided;
+mod deploy;
+mod history;
 mod input;
 mod list;
 mod pytest;
 mod report;
-mod resume;
 mod try_script;
+mod wishes;
 
-use super::{Failure, NodeArgs};
+use super::{Failure, NodeArgs, client::ClientArgs};
 use crate::config::{Config, StreamConfig};
 use clap::{Args, Subcommand};
-use std::path::{Path, PathBuf};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How long a trial is waited for: it may have to wait for a permit before it runs a batch.
+const TRIAL: Duration = Duration::from_secs(600);
 
 /// Arguments of `millstream transforms`.
 #[derive(Debug, Args)]
@@ -25,8 +37,18 @@ enum TransformsWhat {
     List(list::ListArgs),
     /// Run a script over the rows of a file, without a node. Nothing is stored.
     Try(try_script::TryArgs),
-    /// Let a stream go on that waits because its script fails on too many rows.
-    Resume(resume::ResumeArgs),
+    /// Have a stream run another version, once that has passed its trial on the last real batch.
+    Deploy(deploy::DeployArgs),
+    /// Have a stream run an earlier version again.
+    Rollback(wishes::RollBackArgs),
+    /// Have a stream's events wait.
+    Pause(wishes::PauseArgs),
+    /// Let a stream go on that was paused, or that waits because its script is suspected.
+    Resume(wishes::ResumeArgs),
+    /// Give a stream's script other parameters, once it has passed a trial with them.
+    Reconfigure(wishes::ReconfigureArgs),
+    /// What happened to the streams' scripts, the newest first.
+    History(history::HistoryArgs),
     /// Run the scripts' tests with pytest, in the environment that the scripts have.
     Test(pytest::TestArgs),
 }
@@ -36,7 +58,12 @@ pub async fn transforms(args: TransformsArgs) -> Result<(), Failure> {
     match args.what {
         TransformsWhat::List(args) => list::list(args).await,
         TransformsWhat::Try(args) => try_script::try_script(args).await,
-        TransformsWhat::Resume(args) => resume::resume(args).await,
+        TransformsWhat::Deploy(args) => deploy::deploy(args).await,
+        TransformsWhat::Rollback(args) => wishes::roll_back(args).await,
+        TransformsWhat::Pause(args) => wishes::pause(args).await,
+        TransformsWhat::Resume(args) => wishes::resume(args).await,
+        TransformsWhat::Reconfigure(args) => wishes::reconfigure(args).await,
+        TransformsWhat::History(args) => history::history(args).await,
         TransformsWhat::Test(args) => pytest::test(args).await,
     }
 }
@@ -52,6 +79,20 @@ struct FileArgs {
 impl FileArgs {
     fn load(self) -> Result<Config, Failure> {
         NodeArgs { config: self.config, ..NodeArgs::default() }.load()
+    }
+}
+
+/// Where the node is, for commands that have read the configuration.
+#[derive(Debug, Args)]
+struct HttpArgs {
+    /// HTTP address of the node [default: the configuration's `node.http`].
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP")]
+    http: Option<SocketAddr>,
+}
+
+impl HttpArgs {
+    fn client(&self, config: &Config) -> ClientArgs {
+        ClientArgs { http: self.http.unwrap_or(config.node.http) }
     }
 }
 
@@ -115,6 +156,16 @@ fn table(columns: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(columns);
     table
+}
+
+/// Turns while something goes on; on a terminal only, by indicatif's own rule.
+fn spinner(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    // A template of our own: it cannot be wrong.
+    let bar = ProgressBar::new_spinner()
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What `millstream transforms try` prints.
 
-use super::{input::NO_TIME, short, table};
+use super::{against::Compared, input::NO_TIME, short, table};
 use crate::{
     messages::{DeadLetter, FeaturePart},
     python::{Loaded, Script, Style, WorkerError},
@@ -96,6 +96,9 @@ pub struct Report {
     timing: Timing,
     rows: Vec<Row>,
     dead_letters: Vec<Letter>,
+    /// What another version makes of the same events, when that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<Compared>,
     /// How many rows, and how many dead letters, are kept.
     #[serde(skip)]
     limit: usize,
@@ -112,6 +115,7 @@ impl Report {
             timing: Timing::default(),
             rows: Vec::new(),
             dead_letters: Vec::new(),
+            difference: None,
             limit,
         }
     }
@@ -154,6 +158,11 @@ impl Report {
         self.timing.workers_started = workers_started;
     }
 
+    /// Another version is through them as well.
+    pub fn compared(&mut self, compared: Compared) {
+        self.difference = Some(compared);
+    }
+
     /// Prints it for people, or as one JSON object on one line.
     ///
     /// # Errors
@@ -184,6 +193,7 @@ impl Report {
                  run again, then halved"
             );
         }
+        self.difference.iter().for_each(Compared::print);
         Ok(())
     }
 
@@ -304,7 +314,8 @@ fn gist(detail: &str) -> &str {
     line.unwrap_or_default()
 }
 
-fn cut(text: &str) -> String {
+/// A text as it fits in a cell.
+pub fn cut(text: &str) -> String {
     match text.char_indices().nth(CELL_CHARS) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),

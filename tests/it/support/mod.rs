@@ -7,6 +7,7 @@ mod node;
 mod process;
 mod redis;
 mod samples;
+mod scripts;
 mod slots;
 
 pub use bench::{Bench, expected};
@@ -15,6 +16,7 @@ pub use node::{NodeProcess, millstream, run_json};
 pub use process::{resident_bytes, signal};
 pub use redis::RedisServer;
 pub use samples::{CommittedOffsets, Watch};
+pub use scripts::{ended, event, file, says, script_of, scripted, transforms};
 pub use slots::Slot;
 
 use std::{
