@@ -98,6 +98,7 @@ export class Model {
       stages: STAGES.map((stage) => this.#stage(stage)),
       actors: Object.entries(status.actors).sort(([a], [b]) => order(a) - order(b)),
       python: this.#python(),
+      scripts: this.#scripts(),
       broken: Object.entries(status.python.broken),
       deadLetters: this.#deadLetters(),
       partitions,
@@ -151,6 +152,17 @@ export class Model {
       }))
       .sort((a, b) => a.number - b.number);
     return { cap: status.python.cap, workers };
+  }
+
+  #scripts() {
+    const { broken, scripts } = this.#now.status.python;
+    return Object.entries(scripts).map(([stream, script]) => {
+      let state = "runs";
+      if (broken[stream] !== undefined) state = "waits";
+      else if (script.paused !== null) state = "paused";
+      else if (script.trying !== null) state = "trying another";
+      return { stream, ...script, state };
+    });
   }
 
   #deadLetters() {

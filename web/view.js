@@ -28,6 +28,7 @@ export function draw(view) {
   drawStages(view.stages, view.python.cap);
   drawActors(view.actors);
   drawPython(view.python);
+  drawScripts(view.scripts);
   drawDeadLetters(view.deadLetters);
   drawPartitions(view.partitions);
   drawTotals(view);
@@ -182,6 +183,31 @@ function drawPython({ cap, workers }) {
   const free = cap - workers.length;
   const rest = free > 0 ? `; ${counted(free, "slot")} free, or another node's` : "";
   setText(byId("python-cap"), `${whole(workers.length)} of ${whole(cap)} used here${rest}`);
+}
+
+const SCRIPT_TONES = { runs: "good", waits: "bad", paused: "warn", "trying another": "calm" };
+
+function drawScripts(scripts) {
+  byId("scripts-section").hidden = scripts.length === 0;
+  const build = () => {
+    const tr = row("name", "version", "state", "number", "event");
+    tr.cells[2].append(make("span", "mark"));
+    return tr;
+  };
+  keyed(byId("scripts"), scripts, (s) => s.stream, build, (tr, script) => {
+    setText(tr.cells[0], script.stream);
+    setText(tr.cells[1], script.version?.slice(0, 7) ?? NONE);
+    setAttribute(tr.cells[1], "title", script.version);
+    const mark = tr.cells[2].firstElementChild;
+    setText(mark, script.state);
+    setAttribute(mark, "data-tone", SCRIPT_TONES[script.state]);
+    setAttribute(mark, "title", script.paused);
+    setText(tr.cells[3], script.swap_s === null ? NONE : latency(script.swap_s));
+    const { last } = script;
+    const [first] = last?.reason.split("\n") ?? [];
+    setText(tr.cells[4], last ? `${last.action.replace("_", " ")} ${last.version.slice(0, 7)}: ${first}` : NONE);
+    setAttribute(tr.cells[4], "title", last?.reason ?? null);
+  });
 }
 
 function drawDeadLetters(letters) {

@@ -83,6 +83,12 @@ impl EventBatch {
         self.parts.iter().map(Part::rows).sum()
     }
 
+    /// Payload bytes over all parts.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(Part::bytes).sum()
+    }
+
     /// A batch for each part.
     #[must_use]
     pub fn split(self) -> Vec<Self> {

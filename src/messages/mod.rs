@@ -23,7 +23,7 @@ pub use dead_letter::{
 };
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
-pub use records::{Credit, Record, Records};
+pub use records::{Credit, RECORD_OVERHEAD, Record, Records};
 pub use replay::{LetterToReplay, OfSource, RegisterReplay, ReplayHead, replayed_letters_schema};
 pub use script::{NoteScript, ScriptNoted, ScriptText};
 pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};

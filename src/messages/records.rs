@@ -3,6 +3,9 @@
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
+/// Bytes that a record costs in memory besides its payload.
+pub const RECORD_OVERHEAD: usize = 64;
+
 /// A share of the bounded pool of payload bytes between Kafka and DuckDB's acknowledgement, in
 /// KiB. Dropping it gives it back. actix bounds no mailbox that is sent to by `send`: this does.
 #[derive(Debug, Default)]

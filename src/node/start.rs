@@ -9,7 +9,7 @@ use crate::{
         duckdb_writer::{WriterThread, WriterThreadParts},
         file_upload::UploadEndpoint,
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
-        kafka_ingest::{PollThread, PollThreadParts},
+        kafka_ingest::{PollThread, PollThreadParts, StreamHolds},
         python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
         redis_queue::{self, QueueParts},
         replayer::{ReplayDesk, ReplayerParts},
@@ -331,12 +331,15 @@ fn start_process(
     );
 
     let keys = Keys::new(&config.node.namespace);
+    let pool = config.kafka.max_inflight_bytes;
+    let holds = Arc::new(StreamHolds::new(config.streams.len(), pool));
     let parts = PythonParts {
         semaphore,
         workers: Arc::new(WorkerSlot::new(slot.held, python.clone())),
         scripts: Arc::new(ScriptShelf::new(redis.clone(), &keys)),
         next: queue.clone(),
         ingest: ingest.clone(),
+        holds: holds.clone(),
         status: python,
         program: match &options.worker_program {
             Some(program) => program.clone(),
@@ -381,6 +384,7 @@ fn start_process(
         wanted,
         acknowledged: shared.acknowledged.clone(),
         credit: shared.credit.clone(),
+        holds,
         fatal: shared.fatal.clone(),
     })?;
     let to_open = Arc::new(tokio::sync::Mutex::new(to_open));

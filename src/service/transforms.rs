@@ -207,6 +207,7 @@ async fn resume(State(view): State<NodeView>, body: Body<ResumeBody>) -> Respons
     };
     let suspected = view.python.suspected(&stream);
     match (dead_letter, suspected) {
+        (false, _) if view.python.is_paused(&stream) => wish(&view, &stream, Wish::Resume).await,
         (false, None) => wish(&view, &stream, Wish::Resume).await,
         (false, Some(_)) => {
             let why = "the stream's script is suspected: it goes on when another version is deployed; \

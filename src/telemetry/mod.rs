@@ -86,8 +86,15 @@ fn start_at_zero() {
         counter!(m::ERRORS, "stage" => stage, "error_type" => error).increment(0);
     }
     for cause in [
-        "signal", "exit", "timeout", "out_of_memory", "exception", "contract", "protocol",
-        "recycled_batches", "recycled_memory",
+        "signal",
+        "exit",
+        "timeout",
+        "out_of_memory",
+        "exception",
+        "contract",
+        "protocol",
+        "recycled_batches",
+        "recycled_memory",
     ] {
         counter!(m::WORKER_RESTARTS, "cause" => cause).increment(0);
     }

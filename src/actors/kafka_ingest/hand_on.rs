@@ -8,7 +8,7 @@ use super::{
     polling::{METER, Polling},
 };
 use crate::{
-    messages::{Credit, SourceBatch},
+    messages::{Credit, RECORD_OVERHEAD, SourceBatch},
     protocol::{
         accumulator::Part,
         source::{Position, SourceName},
@@ -31,8 +31,6 @@ use std::{
 const CHUNK_AGE: Duration = Duration::from_millis(4);
 /// Offsets are committed again, changed or not, after so long.
 const COMMIT_ALL_EVERY: Duration = Duration::from_secs(5);
-/// Bytes that a record costs in memory besides its payload.
-const RECORD_OVERHEAD: usize = 64;
 
 impl Polling {
     /// Turns chunks that are old enough, or all when nothing more is there, into batches.
@@ -69,6 +67,9 @@ impl Polling {
             let Some(i) = self.lane_of(&progress.topic, progress.partition) else { continue };
             let LaneState::Reading(reading) = &self.lanes[i].state else { continue };
             let from = reading.next;
+            if self.held[self.lanes[i].stream] {
+                continue;
+            }
             if self.passing.observe(&progress, from, Instant::now()) {
                 let Progress { topic, partition, .. } = progress;
                 let source = self.lanes[i].source.clone();
@@ -120,9 +121,10 @@ impl Polling {
 
     /// After a doubt: from the position on, wherever the consumer was.
     fn read_on(&mut self, i: usize) {
+        let stands = self.stands(self.lanes[i].stream);
         let Lane { topic, partition, state, .. } = &mut self.lanes[i];
         let LaneState::Reading(reading) = state else { return };
-        let set = if self.paused { place::seek } else { place::resume };
+        let set = if stands { place::seek } else { place::resume };
         reading.resumed();
         if let Err(error) = set(&self.consumer, topic, *partition, reading.next) {
             tracing::warn!(%error, source = %self.lanes[i].source, "reading on refused; opening the source again");
@@ -204,8 +206,33 @@ impl Polling {
 
     pub(super) fn set_paused(&mut self, pause: bool) {
         self.paused = pause;
-        for Lane { topic, partition, source, state, .. } in &mut self.lanes {
+        let held = self.held.clone();
+        self.set_flow(pause, |stream| pause || !held[stream]);
+    }
+
+    /// Streams whose batches pile up stand still, the others go on.
+    pub(super) fn follow_holds(&mut self) {
+        for stream in 0..self.held.len() {
+            let held = self.parts.holds.is_held(stream);
+            if std::mem::replace(&mut self.held[stream], held) != held && !self.paused {
+                let name = &self.parts.config.streams[stream].name;
+                tracing::debug!(stream = name, held, "its batches pile up before Python");
+                self.set_flow(held, |of| of == stream);
+            }
+        }
+    }
+
+    /// Whether a stream's partitions are to be paused.
+    pub(super) fn stands(&self, stream: usize) -> bool {
+        self.paused || self.held[stream]
+    }
+
+    fn set_flow(&mut self, pause: bool, concerns: impl Fn(usize) -> bool) {
+        for Lane { stream, topic, partition, source, state } in &mut self.lanes {
             let LaneState::Reading(reading) = state else { continue };
+            if !concerns(*stream) {
+                continue;
+            }
             reading.resumed();
             let done = if pause {
                 place::pause(&self.consumer, topic, *partition)

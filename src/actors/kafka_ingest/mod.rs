@@ -14,12 +14,14 @@
 
 mod context;
 mod hand_on;
+mod holds;
 mod lane;
 mod passing;
 mod place;
 mod poll_thread;
 mod polling;
 
+pub use holds::StreamHolds;
 pub use poll_thread::{Command, PartitionStatus, PollThread, PollThreadParts, Wanted};
 
 use crate::{

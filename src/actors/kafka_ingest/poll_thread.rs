@@ -1,7 +1,7 @@
 //! The thread that polls Kafka. It lives as long as the node; instances of the KafkaIngest actor
 //! adopt it, so that killing the actor never costs a rebalance.
 
-use super::{context::IngestContext, polling::Polling};
+use super::{context::IngestContext, holds::StreamHolds, polling::Polling};
 use crate::{
     actors::BatchAccumulator,
     config::Config,
@@ -95,6 +95,8 @@ pub struct PollThreadParts {
     pub acknowledged: Arc<AcknowledgedPositions>,
     /// The pool of KiB in flight.
     pub credit: Arc<Semaphore>,
+    /// Streams that are to stand still.
+    pub holds: Arc<StreamHolds>,
     /// Where to say that the thread cannot go on.
     pub fatal: FatalSender,
 }

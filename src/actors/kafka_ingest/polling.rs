@@ -61,6 +61,8 @@ pub(super) struct Polling {
     pub(super) chunk_rows: usize,
     pub(super) chunk_bytes: usize,
     pub(super) paused: bool,
+    /// Streams that stand still beside that.
+    pub(super) held: Vec<bool>,
     pub(super) quiesced: bool,
     stopping: bool,
     pub(super) last_commit: Instant,
@@ -79,6 +81,7 @@ impl Polling {
     ) -> Self {
         let (abandon, abandoned) = mpsc::unbounded_channel();
         let batch = &parts.config.batch;
+        let held = vec![false; parts.config.streams.len()];
         Self {
             total_credit: parts.credit.available_permits(),
             chunk_rows: CHUNK_ROWS.min(batch.max_rows),
@@ -93,6 +96,7 @@ impl Polling {
             last: 0,
             stuck: VecDeque::new(),
             paused: false,
+            held,
             quiesced: false,
             stopping: false,
             last_commit: Instant::now(),
@@ -155,6 +159,7 @@ impl Polling {
     fn chores(&mut self, idle: bool) {
         self.rebalanced();
         self.obey();
+        self.follow_holds();
         self.reopen_abandoned();
         self.advance_lanes();
         self.probe_quiet();
@@ -417,8 +422,9 @@ impl Polling {
     }
 
     fn seek(&mut self, i: usize, opened: Opened) {
-        let (paused, lane) = (self.paused, &mut self.lanes[i]);
-        let set = if paused { place::seek } else { place::resume };
+        let stands = self.stands(self.lanes[i].stream);
+        let lane = &mut self.lanes[i];
+        let set = if stands { place::seek } else { place::resume };
         if let Err(error) = set(&self.consumer, &lane.topic, lane.partition, opened.next_pos) {
             // The partition is not far enough in its assignment; the next round tries again.
             tracing::debug!(%error, source = %lane.source, "seek not taken yet");

@@ -9,7 +9,10 @@ use super::{
     job::Job,
     slot::{LaneKey, News},
 };
-use crate::{messages::EventBatch, protocol::lease::Debt};
+use crate::{
+    messages::{EventBatch, RECORD_OVERHEAD},
+    protocol::lease::Debt,
+};
 use actix::{AsyncContext, Context, SpawnHandle};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -70,7 +73,7 @@ impl PythonWorkerSupervisor {
     /// Gives waiting batches to idle workers and asks for workers where there are too few.
     pub(super) fn dispatch(&mut self, key: &LaneKey, ctx: &mut Context<Self>) {
         if self.waits_for_older(key) || self.is_held(key) {
-            return;
+            return self.show_depth();
         }
         let ordered = self.config.streams[key.stream].ordered;
         while !(ordered && self.parts.workers.busy(key) > 0)
@@ -89,7 +92,7 @@ impl PythonWorkerSupervisor {
             // Not the actor's own: it ends well when the actor does not.
             tokio::task::spawn_local(job.run(shift, worker));
         }
-        METER.queue_depth(self.lanes.values().map(|lane| lane.queue.len()).sum());
+        self.show_depth();
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if lane.queue.is_empty() {
             // The others were faster: the questions are taken back.
@@ -110,6 +113,19 @@ impl PythonWorkerSupervisor {
         let wanted = lane.wants.len();
         if lane.queue.len() > enough + wanted && wanted + live < most && !waits {
             self.want(key, ctx);
+        }
+    }
+
+    /// Tells what waits here: the metric, and Kafka's side.
+    pub(super) fn show_depth(&self) {
+        METER.queue_depth(self.lanes.values().map(|lane| lane.queue.len()).sum());
+        for stream in 0..self.config.streams.len() {
+            let own = self.lanes.iter().filter(|(key, _)| key.stream == stream);
+            let bytes = own
+                .flat_map(|(_, lane)| &lane.queue)
+                .map(|batch| batch.bytes() + batch.rows() * RECORD_OVERHEAD)
+                .sum();
+            self.parts.holds.piled_up(stream, bytes);
         }
     }
 

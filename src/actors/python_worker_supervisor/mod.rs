@@ -64,7 +64,7 @@ pub use slot::{Canary, News, RollBack, WorkerSlot};
 pub use status::{PythonStatus, ScriptEventStatus, ScriptStatus, WorkerStatus};
 
 use crate::{
-    actors::{KafkaIngest, RedisQueue, WorkerSemaphore},
+    actors::{KafkaIngest, RedisQueue, WorkerSemaphore, kafka_ingest::StreamHolds},
     config::Config,
     decode::Decoder,
     messages::EventBatch,
@@ -110,6 +110,8 @@ pub struct PythonParts {
     pub next: Link<RedisQueue>,
     /// Who halts a source that cannot be processed.
     pub ingest: Link<KafkaIngest>,
+    /// Streams whose batches pile up here.
+    pub holds: Arc<StreamHolds>,
     /// For the status page.
     pub status: Arc<PythonStatus>,
     /// The binary that is started as a worker.
@@ -182,6 +184,8 @@ impl Actor for PythonWorkerSupervisor {
             let paused = metrics::gauge!(m::SCRIPT_PAUSED, "stream" => stream.name.clone());
             paused.increment(0.0);
         }
+        // Nothing waits in a new instance.
+        self.show_depth();
         // What happened while no instance lived.
         self.look(ctx);
         self.listen(ctx);

@@ -36,6 +36,8 @@ pub struct ScriptStatus {
     pub version: Option<String>,
     /// The version to fall back to.
     pub fallback: Option<String>,
+    /// Parameters that count now.
+    pub params: serde_json::Map<String, serde_json::Value>,
     /// Why the stream's events wait.
     pub paused: Option<String>,
     /// The version that is on trial.
@@ -77,6 +79,12 @@ impl PythonStatus {
     pub(super) fn show_memory(&self) {
         let bytes: u64 = lock(&self.workers).values().map(|worker| worker.resident_bytes).sum();
         metrics::gauge!(m::WORKER_RSS).set(bytes as f64);
+    }
+
+    /// Whether an operator holds a stream.
+    #[must_use]
+    pub fn is_paused(&self, stream: &str) -> bool {
+        lock(&self.scripts).get(stream).is_some_and(|script| script.paused.is_some())
     }
 
     /// The version of a stream's script that is suspected, if one is.

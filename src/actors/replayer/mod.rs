@@ -16,7 +16,8 @@ use crate::{
     actors::{BatchAccumulator, RedisQueue},
     config::Config,
     messages::{
-        Acknowledged, CloseSource, Credit, OpenSource, Record, Records, SourceBatch, SourceOpened,
+        Acknowledged, CloseSource, Credit, OpenSource, RECORD_OVERHEAD, Record, Records,
+        SourceBatch, SourceOpened,
     },
     protocol::{
         source::{OpenReply, OpenRequest, Position, Promised, SourceAttributes, SourceName, Token},
@@ -45,8 +46,6 @@ const OPENING: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// A peer between two lives, or a source that was abandoned, is tried again after so long.
 const SOON: Duration = Duration::from_millis(50);
-/// Bytes that a record costs in memory besides its payload.
-const RECORD_OVERHEAD: usize = 64;
 
 /// What outlives an instance.
 #[derive(Clone)]

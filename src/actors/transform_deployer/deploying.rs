@@ -5,26 +5,19 @@ use super::{
     desk::{Asked, Decided, Wish, WishError},
     files::{self, FileIs, Look},
     history,
+    noting::Event,
     watch::Watch,
 };
 use crate::{
-    actors::{
-        python_worker_supervisor::{
-            Canary, Current, News, Passed, Refusal, RollBack, ScriptEventStatus, TrialReport,
-            Trials,
-        },
-        redis_queue,
-    },
+    actors::python_worker_supervisor::{Current, Passed, Refusal, RollBack, Trials},
     config::Config,
-    messages::{NoteScript, ScriptText},
+    messages::ScriptText,
     protocol::script_history::{ScriptAction, ScriptState},
     python::Script,
     queue::{Keys, RETRY},
-    telemetry::{StageMeter, catalogue as m},
+    telemetry::StageMeter,
 };
-use anyhow::Context as _;
 use futures::{StreamExt, stream::FuturesUnordered};
-use redis::AsyncCommands;
 use serde_json::{Map, Value};
 use std::{
     cell::RefCell,
@@ -32,11 +25,10 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
-use uuid::Uuid;
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 
@@ -44,20 +36,18 @@ const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the files are looked at without a word from the system.
 const FILES_EVERY: Duration = Duration::from_secs(1);
-/// How long the store may take to write an event down.
-const NOTING: Duration = Duration::from_secs(30);
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// See the module.
 pub(super) struct Deploying {
-    config: Arc<Config>,
-    parts: DeployParts,
-    keys: Keys,
+    pub(super) config: Arc<Config>,
+    pub(super) parts: DeployParts,
+    pub(super) keys: Keys,
     trials: Trials,
     streams: Vec<StreamDesk>,
     /// Numbers of the other nodes' events, as they were heard of last.
-    heard: RefCell<HashMap<String, i64>>,
+    pub(super) heard: RefCell<HashMap<String, i64>>,
 }
 
 /// What is under way for one stream.
@@ -75,17 +65,6 @@ enum Origin {
     File { save: u64, saved_at: Option<SystemTime> },
     /// Somebody's wish.
     Wish,
-}
-
-/// An event to be written down.
-struct Event<'a> {
-    action: ScriptAction,
-    script: &'a Script,
-    with_text: bool,
-    expected: Option<String>,
-    reason: String,
-    params: Option<Map<String, Value>>,
-    trial: Option<TrialReport>,
 }
 
 impl Deploying {
@@ -147,232 +126,6 @@ impl Deploying {
             }
         }
         self.look_at_files(true).await
-    }
-
-    /// Takes over whatever the store knows that is newer.
-    async fn refresh(&self) -> anyhow::Result<()> {
-        let mut states = history::states(&self.parts.redis, &self.keys).await?;
-        for (stream, config) in self.config.streams.iter().enumerate() {
-            let Some(state) = states.remove(&config.name) else { continue };
-            let known = self.parts.python.workers.board.current(stream);
-            if known.is_none_or(|known| known.state.seq < state.seq) {
-                self.adopt(stream, state, None, None).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks whether another node has heard of an event.
-    async fn listen(&self) {
-        let asked = async {
-            let mut connection = self.parts.redis.manager().await?;
-            connection.hgetall(self.keys.script_events()).await
-        };
-        let events: HashMap<String, i64> = match asked.await {
-            Ok(events) => events,
-            // Others say so loudly.
-            Err(error) => return tracing::debug!(%error, "events of scripts cannot be heard"),
-        };
-        if *self.heard.borrow() == events {
-            return;
-        }
-        match self.refresh().await {
-            Ok(()) => *self.heard.borrow_mut() = events,
-            Err(error) => tracing::debug!(error = %format!("{error:#}"), "asked again soon"),
-        }
-    }
-
-    /// Parameters of a stream's script: the configuration's, and over them what was set since.
-    fn params(&self, stream: usize, state: &ScriptState) -> Map<String, Value> {
-        let mut params = self.config.streams[stream].params.clone();
-        params.extend(state.params.clone().into_iter().flatten());
-        params
-    }
-
-    async fn version(&self, stream: usize, sha256: &str) -> anyhow::Result<Option<Script>> {
-        let path = self.config.script_file(stream);
-        Ok(self.parts.python.scripts.text(sha256).await?.map(|text| text.script(&path)))
-    }
-
-    /// A stream runs what a state says from now on, on this node and soon on the others.
-    async fn adopt(
-        &self,
-        stream: usize,
-        state: ScriptState,
-        canary: Option<Canary>,
-        saved_at: Option<SystemTime>,
-    ) -> anyhow::Result<()> {
-        let name = self.config.streams[stream].name.as_str();
-        let Some(active) = state.active.clone() else { return Ok(()) };
-        let Some(mut script) = self.version(stream, &active).await? else {
-            return Box::pin(self.replace_lost(stream, active)).await;
-        };
-        script.params = self.params(stream, &state);
-        let mut fallback = match state.fallback() {
-            Some(earlier) => self.version(stream, earlier).await?,
-            None => None,
-        };
-        if let Some(fallback) = &mut fallback {
-            fallback.params.clone_from(&script.params);
-        }
-        let (workers, seq) = (&self.parts.python.workers, state.seq);
-        let before = workers.board.current(stream);
-        let is_other = before.as_ref().is_none_or(|b| b.script.sha256 != script.sha256);
-        {
-            let mut scripts = self.lock(&self.parts.python.status.scripts);
-            let status = scripts.entry(name.to_owned()).or_default();
-            status.name.clone_from(&script.name);
-            status.version = Some(active);
-            status.fallback = state.fallback().map(str::to_owned);
-            status.paused.clone_from(&state.paused);
-            if is_other {
-                status.swap_s = None;
-            }
-        }
-        metrics::gauge!(m::SCRIPT_PAUSED, "stream" => name.to_owned())
-            .set(f64::from(u8::from(state.paused.is_some())));
-        if is_other {
-            for (of, is) in [(before.as_ref().map(|b| &*b.script), 0.0), (Some(&script), 1.0)] {
-                let Some(of) = of else { continue };
-                let version = of.sha256.get(..12).unwrap_or_default().to_owned();
-                metrics::gauge!(m::SCRIPT_INFO, "script" => of.name.clone(), "version" => version)
-                    .set(is);
-            }
-            workers.trust.forget(&script.sha256);
-        }
-        let since = match (&before, is_other) {
-            (Some(before), false) => before.since,
-            _ => Instant::now(),
-        };
-        let (script, fallback) = (Arc::new(script), fallback.map(Arc::new));
-        if workers.board.show(stream, Current { state, script, fallback, since, saved_at }) {
-            workers.tell(News::Switched(stream, canary));
-        }
-        let told = async {
-            let mut connection = self.parts.redis.manager().await?;
-            connection.hset(self.keys.script_events(), name, seq).await
-        };
-        let told: redis::RedisResult<()> = told.await;
-        if let Err(error) = told {
-            tracing::warn!(%error, stream = name, "other nodes hear of the event only when they restart");
-        }
-        Ok(())
-    }
-
-    /// The store does not know the text of what runs: it was restored from elsewhere. The file takes
-    /// over as it is, there is nothing that it could be held against.
-    async fn replace_lost(&self, stream: usize, active: String) -> anyhow::Result<()> {
-        let path = self.config.script_file(stream);
-        let script = Script::read(&path).with_context(|| {
-            format!("the store has lost version {active}, and {} cannot be read", path.display())
-        })?;
-        let event = Event {
-            action: ScriptAction::Deployed,
-            script: &script,
-            with_text: true,
-            expected: Some(active),
-            reason: "the store has lost the text of the version before".into(),
-            params: None,
-            trial: None,
-        };
-        self.note(stream, event, None, None).await?;
-        self.parts.desk.set_seen(stream, &script.sha256);
-        Ok(())
-    }
-
-    fn lock<'a, T>(&self, of: &'a std::sync::Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-        of.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has the store write an event down and, when it was taken, goes by it. Asked until the store
-    /// answers: nobody may believe in an event that is not written.
-    async fn note(
-        &self,
-        stream: usize,
-        event: Event<'_>,
-        canary: Option<Canary>,
-        saved_at: Option<SystemTime>,
-    ) -> Result<Decided, WishError> {
-        let Event { action, script, with_text, expected, reason, params, trial } = event;
-        let name = self.config.streams[stream].name.clone();
-        let note = NoteScript {
-            note_id: Uuid::now_v7().to_string(),
-            stream: name.clone(),
-            action,
-            sha256: script.sha256.clone(),
-            text: with_text.then(|| ScriptText::of(script)),
-            expected: expected.clone(),
-            reason: reason.clone(),
-            params,
-            trial: trial.as_ref().and_then(|trial| serde_json::to_value(trial).ok()),
-            node: self.config.node_name(),
-        };
-        let noted = loop {
-            let asked = redis_queue::note_script(&self.parts.redis, &self.keys, &note, NOTING);
-            match asked.await {
-                Ok(noted) => break noted,
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(
-                        error,
-                        stream = name,
-                        "an event of a script is not written down yet"
-                    );
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        };
-        crate::crash_point!("s_noted");
-        if !noted.taken {
-            self.adopt(stream, noted.state, None, None).await.map_err(failed)?;
-            let why = "another version took over meanwhile; look at it and ask again";
-            return Err(WishError::Failed(why.into()));
-        }
-        if with_text {
-            self.parts.python.scripts.remember(script);
-        }
-        if action != ScriptAction::Refused {
-            self.adopt(stream, noted.state, canary, saved_at).await.map_err(failed)?;
-        }
-        metrics::counter!(m::SCRIPT_SWAPS, "script" => script.name.clone(), "result" => action.name())
-            .increment(1);
-        if let Some(status) = self.lock(&self.parts.python.status.scripts).get_mut(&name) {
-            status.last = Some(ScriptEventStatus {
-                action: action.name(),
-                version: script.sha256.clone(),
-                reason: reason.clone(),
-                at: chrono::Utc::now(),
-            });
-        }
-        let version = script.sha256.clone();
-        match action {
-            ScriptAction::Refused => {
-                METER.error("refused");
-                tracing::error!(
-                    stream = name,
-                    version,
-                    reason,
-                    "a script version is refused; the old one goes on"
-                );
-            }
-            ScriptAction::RolledBack => {
-                tracing::error!(
-                    stream = name,
-                    version,
-                    from = expected,
-                    reason,
-                    "a script was rolled back"
-                );
-            }
-            _ => tracing::info!(
-                stream = name,
-                version,
-                action = action.name(),
-                reason,
-                "a script's history"
-            ),
-        }
-        Ok(Decided { stream: name, action, version, from: expected, reason, trial })
     }
 
     /// The versions that were saved since the files were looked at last, as tasks that deal with
@@ -677,6 +430,6 @@ impl Deploying {
     }
 }
 
-fn failed(error: anyhow::Error) -> WishError {
+pub(super) fn failed(error: anyhow::Error) -> WishError {
     WishError::Failed(format!("{error:#}"))
 }

@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `desk` | where wishes come in; outlives the actor |
 //! | `deploying` | what is done about them |
+//! | `noting` | what is written down, and going by it |
 //! | `files` | which saved files are new versions |
 //! | `watch` | when to look at the files |
 //! | `history` | what the store knows |
@@ -24,6 +25,7 @@ mod deploying;
 mod desk;
 mod files;
 pub mod history;
+mod noting;
 mod watch;
 
 pub use desk::{Decided, DeployDesk, Wish, WishError};

@@ -3,7 +3,7 @@
 use super::{
     bench, deploy, file, history, save, script_of, stamped, version_of, wait_decided, wait_running,
 };
-use crate::support::{Bench, NodeProcess, broker, expected, wait_for};
+use crate::support::{Bench, NodeProcess, Slot, broker, expected, wait_for};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ fn dead_by_script(node: &NodeProcess) -> i64 {
 #[test]
 fn a_version_that_passes_its_trial_and_fails_on_live_data_is_rolled_back() {
     let Some(brokers) = broker("live_swap: rolled back") else { return };
+    let _alone = Slot::alone();
     let mut bench = bench(&brokers);
     let redis = bench.redis();
     bench.config.generator.rate = 5_000.0;
@@ -106,6 +107,7 @@ fn rows_that_the_version_before_fails_on_as_well_are_data_and_dead() {
     let rows = node.query("SELECT count(*) AS n FROM features_table")[0]["n"].clone();
     assert_eq!(rows, 2_100);
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]

@@ -100,9 +100,10 @@ fn history(node: &NodeProcess, stream: &str) -> Vec<Value> {
     events
 }
 
-/// The event of a history that is about a version, once there is one.
+/// What was decided on a version, once that is known.
 fn wait_decided(node: &NodeProcess, stream: &str, version: &str) -> Value {
     wait_for(&format!("a verdict on {version}"), || {
-        history(node, stream).into_iter().rev().find(|event| event["version"] == version)
+        let last = script_of(node, stream)["last"].clone();
+        (last["version"] == version).then_some(last)
     })
 }

@@ -146,28 +146,45 @@ fn a_helper_module_belongs_to_the_version() {
 fn a_paused_stream_waits_and_the_others_do_not() {
     let Some(brokers) = broker("live_swap: paused") else { return };
     let mut bench = bench(&brokers);
-    let node = running(&mut bench, &stamped(1, "pass"));
+    // Much less than what will wait.
+    bench.config.kafka.max_inflight_bytes = 1 << 20;
+    std::fs::write(file(&bench, "features"), stamped(1, "pass")).unwrap();
+    let node = bench.node("process,store");
+    produce(&brokers, bench.topic("features"), &events(1_000));
+    wait_for("the first events", || (node.committed_events() == 1_000).then_some(()));
     let (status, paused) =
         post(&node, "pause", &json!({ "stream": "features", "reason": "a look" }));
     assert_eq!((status, &paused["action"]), (200, &json!("paused")), "{paused}");
     wait_for("the pause", || (script_of(&node, "features")["paused"] == "a look").then_some(()));
     assert!(node.metric("millstream_script_paused", &["features"]) > 0.5);
-    produce(&brokers, bench.topic("features"), &events(500));
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    assert_eq!(node.committed_events(), 1_000, "its events wait");
+    produce(&brokers, bench.topic("features"), &events(30_000));
+    let click = |i| Sent {
+        payload: Some(
+            format!(r#"{{"user_id":{i},"action":"click","timestamp":"2024-05-01T10:00:00Z"}}"#)
+                .into_bytes(),
+        ),
+        ..Sent::default()
+    };
+    let clicks: Vec<Sent> = (0..20_000).map(click).collect();
+    produce(&brokers, bench.topic("clicks"), &clicks);
+    wait_for("the other stream", || (node.committed_events() >= 21_000).then_some(()));
+    assert_eq!(node.committed_events(), 21_000, "the events of this one wait");
     // Also over a restart; a version can be deployed meanwhile.
     assert_eq!(deploy(&node, "features", &stamped(2, "pass"))["action"], "deployed");
     node.kill();
     let node = bench.node("process,store");
     wait_for("the pause", || (script_of(&node, "features")["paused"] == "a look").then_some(()));
+    produce(&brokers, bench.topic("clicks"), &clicks);
+    wait_for("the other stream", || (node.committed_events() >= 20_000).then_some(()));
     let (status, resumed) = post(&node, "resume", &json!({ "stream": "features" }));
     assert_eq!((status, &resumed["action"]), (200, &json!("resumed")), "{resumed}");
     node.verify();
     let sql = "SELECT count(*) AS n FROM features_table WHERE epoch(created_at) = epoch(TIMESTAMPTZ '2000-01-01 00:00:02+00')";
-    assert_eq!(node.query(sql)[0]["n"], 500);
+    assert_eq!(node.query(sql)[0]["n"], 30_000);
     let (status, why) = post(&node, "resume", &json!({ "stream": "features" }));
     assert!(status == 400 && why["error"].as_str().unwrap().contains("not paused"), "{why}");
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]

@@ -88,6 +88,7 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     let most = 2.0 + heights[0].log2().ceil() + 1.0 + 1.0;
     assert!(heights.len() as f64 <= most, "{heights:?}");
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]
@@ -144,6 +145,7 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     assert_eq!(letters(&node), expected);
     assert_eq!(rows(&node), 4_000);
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]
@@ -170,6 +172,7 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     assert!(node.metric("millstream_script_suspected", &["features"]) < 1.0);
     assert_eq!(node.status()["python"]["broken"], json!({}));
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]
@@ -199,6 +202,7 @@ def transform(event: dict) -> dict:
     assert_eq!(letters(&node), BTreeMap::from([("exception".to_owned(), 1_500)]));
     assert_eq!(rows(&node), 1_500);
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]
@@ -223,6 +227,7 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     let replaced = node.metric("millstream_python_worker_restarts_total", &["recycled_memory"]);
     assert!(replaced >= 3.0, "{replaced}");
     node.stop_well();
+    bench.judge_books();
 }
 
 #[test]
@@ -255,4 +260,5 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
     let line = log.lines().find(|line| line.contains("a word to the log"));
     assert!(line.is_some_and(|line| line.contains("own")), "{log}");
     node.stop_well();
+    bench.judge_books();
 }
