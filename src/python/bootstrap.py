@@ -56,9 +56,7 @@ class _Helpers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if fullname not in self.modules:
             return None
         origin, _, is_package = self.modules[fullname]
-        return importlib.util.spec_from_loader(
-            fullname, self, origin=origin, is_package=is_package
-        )
+        return importlib.util.spec_from_loader(fullname, self, origin=origin, is_package=is_package)
 
     def exec_module(self, module):
         origin, source, _ = self.modules[module.__name__]

@@ -16,6 +16,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// Texts that are kept at hand; whoever swaps often needs few of them again.
+const MOST_KEPT: usize = 64;
+
 /// See the module. Outlives the instances of the PythonWorkerSupervisor.
 #[derive(Debug)]
 pub struct ScriptShelf {
@@ -67,14 +70,21 @@ impl ScriptShelf {
         let found =
             crate::actors::transform_deployer::history::text(&self.redis, &self.keys, sha256);
         let Some(text) = found.await?.map(Arc::new) else { return Ok(None) };
-        self.known().insert(sha256.to_owned(), text.clone());
+        self.keep(sha256, text.clone());
         Ok(Some(text))
     }
 
     /// The same, of a version that is at hand.
     pub fn remember(&self, script: &Script) {
-        let text = ScriptText::of(script);
-        self.known().insert(script.sha256.clone(), Arc::new(text));
+        self.keep(&script.sha256, Arc::new(ScriptText::of(script)));
+    }
+
+    fn keep(&self, sha256: &str, text: Arc<ScriptText>) {
+        let mut known = self.known();
+        if known.len() >= MOST_KEPT {
+            known.clear();
+        }
+        known.insert(sha256.to_owned(), text);
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<ScriptText>>> {

@@ -28,7 +28,8 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::watch;
+use redis::aio::ConnectionManager;
+use tokio::sync::{OnceCell, watch};
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 
@@ -48,6 +49,7 @@ pub(super) struct Deploying {
     streams: Vec<StreamDesk>,
     /// Numbers of the other nodes' events, as they were heard of last.
     pub(super) heard: RefCell<HashMap<String, i64>>,
+    pub(super) connection: OnceCell<ConnectionManager>,
 }
 
 /// What is under way for one stream.
@@ -76,6 +78,7 @@ impl Deploying {
             trials: Trials::new(config.clone(), parts.python.clone()),
             streams: config.streams.iter().map(|_| desk()).collect(),
             heard: RefCell::default(),
+            connection: OnceCell::new(),
             config,
             parts,
         })

@@ -56,13 +56,9 @@ impl Deploying {
         Ok(())
     }
 
-    /// Asks whether another node has heard of an event.
+    /// Tells the other nodes of what this one goes by, and hears of what they do.
     pub(super) async fn listen(&self) {
-        let asked = async {
-            let mut connection = self.parts.redis.manager().await?;
-            connection.hgetall(self.keys.script_events()).await
-        };
-        let events: HashMap<String, i64> = match asked.await {
+        let events = match self.exchange().await {
             Ok(events) => events,
             // Others say so loudly.
             Err(error) => return tracing::debug!(%error, "events of scripts cannot be heard"),
@@ -74,6 +70,22 @@ impl Deploying {
             Ok(()) => *self.heard.borrow_mut() = events,
             Err(error) => tracing::debug!(error = %format!("{error:#}"), "asked again soon"),
         }
+    }
+
+    /// The number of the newest event by stream, as all nodes know them; a Redis that knows less, or
+    /// has lost them, is told.
+    async fn exchange(&self) -> redis::RedisResult<HashMap<String, i64>> {
+        let connection = self.connection.get_or_try_init(|| self.parts.redis.manager()).await?;
+        let (mut connection, key) = (connection.clone(), self.keys.script_events());
+        let events: HashMap<String, i64> = connection.hgetall(&key).await?;
+        for (stream, config) in self.config.streams.iter().enumerate() {
+            let Some(current) = self.parts.python.workers.board.current(stream) else { continue };
+            let (name, own) = (&config.name, current.state.seq);
+            if events.get(name).is_none_or(|known| *known < own) {
+                let () = connection.hset(&key, name, own).await?;
+            }
+        }
+        Ok(events)
     }
 
     /// Parameters of a stream's script: the configuration's, and over them what was set since.
@@ -92,7 +104,7 @@ impl Deploying {
         Ok(self.parts.python.scripts.text(sha256).await?.map(|text| text.script(&path)))
     }
 
-    /// A stream runs what a state says from now on, on this node and soon on the others.
+    /// A stream runs what a state says from now on, unless what is known is newer.
     pub(super) async fn adopt(
         &self,
         stream: usize,
@@ -100,7 +112,6 @@ impl Deploying {
         canary: Option<Canary>,
         saved_at: Option<SystemTime>,
     ) -> anyhow::Result<()> {
-        let name = self.config.streams[stream].name.as_str();
         let Some(active) = state.active.clone() else { return Ok(()) };
         let Some(mut script) = self.version(stream, &active).await? else {
             return Box::pin(self.replace_lost(stream, active)).await;
@@ -113,49 +124,51 @@ impl Deploying {
         if let Some(fallback) = &mut fallback {
             fallback.params.clone_from(&script.params);
         }
-        let (workers, seq) = (&self.parts.python.workers, state.seq);
+        let workers = &self.parts.python.workers;
         let before = workers.board.current(stream);
         let is_other = before.as_ref().is_none_or(|b| b.script.sha256 != script.sha256);
+        let since = match &before {
+            Some(before) if !is_other => before.since,
+            _ => Instant::now(),
+        };
+        let (script, fallback) = (Arc::new(script), fallback.map(Arc::new));
+        let next = Current { state, script, fallback, since, saved_at };
+        if !workers.board.show(stream, next) {
+            // Something newer is known.
+            return Ok(());
+        }
+        if is_other {
+            workers.trust.forget(&active);
+        }
+        workers.tell(News::Switched(stream, canary));
+        self.show(stream, before.filter(|_| is_other).as_deref(), is_other);
+        Ok(())
+    }
+
+    /// Shows what a stream runs.
+    fn show(&self, stream: usize, before: Option<&Current>, is_other: bool) {
+        let Some(current) = self.parts.python.workers.board.current(stream) else { return };
+        let (name, state) = (&self.config.streams[stream].name, &current.state);
         {
             let mut scripts = self.lock(&self.parts.python.status.scripts);
-            let status = scripts.entry(name.to_owned()).or_default();
-            status.name.clone_from(&script.name);
-            status.params.clone_from(&script.params);
-            status.version = Some(active);
+            let status = scripts.entry(name.clone()).or_default();
+            status.name.clone_from(&current.script.name);
+            status.params.clone_from(&current.script.params);
+            status.version.clone_from(&state.active);
             status.fallback = state.fallback().map(str::to_owned);
             status.paused.clone_from(&state.paused);
             if is_other {
                 status.swap_s = None;
             }
         }
-        metrics::gauge!(m::SCRIPT_PAUSED, "stream" => name.to_owned())
+        metrics::gauge!(m::SCRIPT_PAUSED, "stream" => name.clone())
             .set(f64::from(u8::from(state.paused.is_some())));
-        if is_other {
-            for (of, is) in [(before.as_ref().map(|b| &*b.script), 0.0), (Some(&script), 1.0)] {
-                let Some(of) = of else { continue };
-                let version = of.sha256.get(..12).unwrap_or_default().to_owned();
-                metrics::gauge!(m::SCRIPT_INFO, "script" => of.name.clone(), "version" => version)
-                    .set(is);
-            }
-            workers.trust.forget(&script.sha256);
+        for (of, is) in [(before, 0.0), (Some(&*current), 1.0)] {
+            let Some(Current { script, .. }) = of else { continue };
+            let version = script.sha256.get(..12).unwrap_or_default().to_owned();
+            metrics::gauge!(m::SCRIPT_INFO, "script" => script.name.clone(), "version" => version)
+                .set(is);
         }
-        let since = match (&before, is_other) {
-            (Some(before), false) => before.since,
-            _ => Instant::now(),
-        };
-        let (script, fallback) = (Arc::new(script), fallback.map(Arc::new));
-        if workers.board.show(stream, Current { state, script, fallback, since, saved_at }) {
-            workers.tell(News::Switched(stream, canary));
-        }
-        let told = async {
-            let mut connection = self.parts.redis.manager().await?;
-            connection.hset(self.keys.script_events(), name, seq).await
-        };
-        let told: redis::RedisResult<()> = told.await;
-        if let Err(error) = told {
-            tracing::warn!(%error, stream = name, "other nodes hear of the event only when they restart");
-        }
-        Ok(())
     }
 
     /// The store does not know the text of what runs: it was restored from elsewhere. The file takes

@@ -148,6 +148,7 @@ fn a_paused_stream_waits_and_the_others_do_not() {
     let mut bench = bench(&brokers);
     // Much less than what will wait.
     bench.config.kafka.max_inflight_bytes = 1 << 20;
+    bench.config.batch.max_bytes = 1 << 18;
     std::fs::write(file(&bench, "features"), stamped(1, "pass")).unwrap();
     let node = bench.node("process,store");
     produce(&brokers, bench.topic("features"), &events(1_000));
