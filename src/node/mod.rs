@@ -7,7 +7,7 @@ pub use start::NodeOptions;
 
 use crate::{
     actors::{
-        BatchAccumulator,
+        BatchAccumulator, PythonWorkerSupervisor,
         duckdb_writer::WriterThread,
         generator::GeneratorTasks,
         kafka_ingest::{Command, PollThread},
@@ -106,6 +106,7 @@ pub struct Node {
     pub grpc: SocketAddr,
     fatal: mpsc::UnboundedReceiver<Fatal>,
     accumulator: Link<BatchAccumulator>,
+    supervisor: Link<PythonWorkerSupervisor>,
     credit: Arc<Semaphore>,
     total_credit: usize,
     writer: Option<Arc<WriterThread>>,
@@ -461,6 +462,7 @@ impl Node {
         loop {
             // Without an answer it is between two lives, and holds nothing back.
             let _ = self.accumulator.ask(Drain).await;
+            let _ = self.supervisor.ask(Drain).await;
             let out = self.total_credit - self.credit.available_permits();
             if out == 0 {
                 return Ok(());

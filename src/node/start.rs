@@ -150,7 +150,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         let known = queue::generation(redis, &keys).await?.unwrap_or_default();
         *shared.generation.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
-    let accumulator = Link::default();
+    let (accumulator, supervisor) = (Link::default(), Link::default());
     let python = Arc::new(PythonStatus::default());
     let ephemeral = embedded_kafka.as_ref().map(|k| k.cluster_id().to_owned());
     let upload = Link::default();
@@ -158,7 +158,8 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         shared
             .registry
             .supervise("file_upload", upload.clone(), RestartPolicy::default(), || FileUpload);
-        Some(start_process(&shared, &options, accumulator.clone(), python.clone(), ephemeral)?)
+        let links = (accumulator.clone(), supervisor.clone());
+        Some(start_process(&shared, &options, links, python.clone(), ephemeral)?)
     } else {
         None
     };
@@ -198,6 +199,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         grpc: grpc_address,
         fatal: fatal_reports,
         accumulator,
+        supervisor,
         credit: shared.credit,
         total_credit,
         writer,
@@ -291,18 +293,13 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
 fn start_process(
     shared: &Shared,
     options: &NodeOptions,
-    accumulator: Link<BatchAccumulator>,
+    (accumulator, supervisor): (Link<BatchAccumulator>, Link<PythonWorkerSupervisor>),
     python: Arc<PythonStatus>,
     ephemeral: Option<String>,
 ) -> anyhow::Result<Arc<PollThread>> {
     let Shared { config, registry, .. } = shared;
     let redis = shared.redis()?;
-    let (ingest, queue, supervisor, semaphore) = (
-        Link::default(),
-        Link::default(),
-        Link::<PythonWorkerSupervisor>::default(),
-        Link::default(),
-    );
+    let (ingest, queue, semaphore) = (Link::default(), Link::default(), Link::default());
     let replayer = Link::<Replayer>::default();
     let node_id: Arc<str> = format!("{}:{}", config.node_name(), Uuid::now_v7().simple()).into();
 

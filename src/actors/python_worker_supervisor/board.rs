@@ -159,4 +159,30 @@ mod tests {
         assert!(board.first_batch(0, &b).is_some());
         assert_eq!(board.first_batch(0, &b), None);
     }
+
+    #[test]
+    fn a_long_batch_is_cut_with_what_came_out_of_it() {
+        use super::super::diff::tests::outcome;
+        use arrow::array::{ArrayRef, UInt32Array};
+        let n = 2 * TRIAL_ROWS as u32;
+        let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..n));
+        let rows: Vec<_> =
+            (0..n).flat_map(|row| [(row, "a", None, 0), (row, "b", None, 0)]).collect();
+        let mut made = outcome(&rows, 0);
+        for row in [3, n - 1] {
+            made.rejected.insert(row, ("exception".into(), String::new()));
+        }
+        let board = ScriptBoard::default();
+        let events = RecordBatch::try_from_iter([("_row", numbers)]).unwrap();
+        let took = Duration::from_secs(2);
+        board.keep(0, LastBatch { events, outcome: made, sha256: "v".into(), took });
+        let kept = board.last(0).unwrap();
+        assert_eq!(
+            (kept.events.num_rows(), kept.outcome.rows.num_rows()),
+            (TRIAL_ROWS, 2 * TRIAL_ROWS)
+        );
+        assert_eq!(kept.outcome.failed_rows().collect::<Vec<_>>(), [3]);
+        assert_eq!(kept.took, Duration::from_secs(1));
+        assert!(board.last(1).is_none());
+    }
 }

@@ -279,3 +279,46 @@ fn without_failures(last: &LastBatch) -> (RecordBatch, Outcome) {
         _ => (last.events.slice(0, 0), last.outcome.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::diff::tests::outcome, *};
+    use arrow::array::{ArrayRef, StringArray};
+
+    #[test]
+    fn events_that_failed_before_are_left_out_and_the_others_counted_anew() {
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(["a", "b", "c", "d"]));
+        let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..4));
+        let events = RecordBatch::try_from_iter([("text", texts), ("_row", numbers)]).unwrap();
+        let mut made = outcome(&[(0, "f", None, 0), (3, "f", None, 0), (3, "g", None, 0)], 0);
+        made.rejected.insert(1, ("timeout".into(), String::new()));
+        made.rejected.insert(2, ("its own word".into(), String::new()));
+        let took = Duration::from_secs(1);
+        let last = LastBatch { events, outcome: made, sha256: "v".into(), took };
+        let (events, before) = without_failures(&last);
+        let texts: Vec<_> = events.column(0).as_string::<i32>().iter().flatten().collect();
+        assert_eq!(texts, ["a", "c", "d"]);
+        let of = |batch: &RecordBatch, i: usize| {
+            batch.column(i).as_primitive::<UInt32Type>().values().to_vec()
+        };
+        assert_eq!(of(&events, 1), [0, 1, 2]);
+        assert_eq!(of(&before.rows, 0), [0, 2, 2]);
+        assert_eq!(before.rejected.into_keys().collect::<Vec<_>>(), [1], "a decision, no failure");
+    }
+
+    #[test]
+    fn a_report_says_what_it_found_and_what_it_could_not_find() {
+        let nothing = TrialReport { load_s: Some(0.1), ..TrialReport::default() };
+        assert_eq!(nothing.to_string(), "loaded; no batch was seen yet to try it on");
+        let report = TrialReport {
+            events: 3,
+            difference: Some(Difference::default()),
+            before_s: Some(2.0),
+            after_s: Some(3.0),
+            ..nothing
+        };
+        let told = report.to_string();
+        assert!(told.starts_with("on 3 events: 0 rows added"), "{told}");
+        assert!(told.ends_with("; 1.50 times the time"), "{told}");
+    }
+}

@@ -220,7 +220,7 @@ fn readable((value, at): Held) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         messages::{Credit, DeadLetter, Record, feature_row_schema},
@@ -234,9 +234,11 @@ mod tests {
         new_null_array,
     };
 
-    type Row = (u32, &'static str, Option<f64>, i64);
+    /// Event, feature, value, event timestamp.
+    pub type Row = (u32, &'static str, Option<f64>, i64);
 
-    fn outcome(rows: &[Row], dead: u32) -> Outcome {
+    /// Rows of the entity `e`; the first `dead` events are rejected.
+    pub fn outcome(rows: &[Row], dead: u32) -> Outcome {
         let schema = schema::canonical();
         let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.3));
         let columns = schema

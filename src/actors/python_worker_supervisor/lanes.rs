@@ -129,6 +129,26 @@ impl PythonWorkerSupervisor {
         }
     }
 
+    /// Drops the batches of lanes that are held, or whose version does not run.
+    pub(super) fn drop_held(&mut self) {
+        let keys: Vec<LaneKey> = self.lanes.keys().cloned().collect();
+        for key in keys {
+            let held = self.is_held(&key);
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            let waits = held || lane.retry_at.is_some_and(|at| at > Instant::now());
+            if waits && !lane.queue.is_empty() {
+                let batches = lane.queue.len();
+                lane.queue.clear();
+                tracing::info!(
+                    stream = self.name_of(&key),
+                    batches,
+                    "its events are read again later"
+                );
+            }
+        }
+        self.show_depth();
+    }
+
     /// Whether the stream is paused, or it is not known yet what it runs.
     fn is_held(&self, key: &LaneKey) -> bool {
         match self.parts.workers.board.current(key.stream) {
@@ -195,8 +215,8 @@ impl PythonWorkerSupervisor {
     }
 
     /// Whether a worker that just finished must leave its permit to another node that has fewer, or
-    /// to a lane that has none: when its own lane has more than a fair share, or when there are fewer
-    /// permits than lanes and it had its turn.
+    /// to a lane, or a trial, that has none: when its own lane has more than a fair share, or when there
+    /// are fewer permits than lanes and it had its turn.
     fn must_yield(&self, key: &LaneKey, hired_at: Instant) -> bool {
         match self.parts.workers.leases().debt() {
             Debt::Now => return true,
@@ -206,12 +226,13 @@ impl PythonWorkerSupervisor {
         let crews: BTreeMap<LaneKey, usize> = self.parts.workers.crews().into_iter().collect();
         let live = |key: &LaneKey| crews.get(key).copied().unwrap_or(0);
         let waiting = || self.lanes.iter().filter(|(_, lane)| !lane.queue.is_empty());
-        if !waiting().any(|(key, lane)| live(key) == 0 && !lane.wants.is_empty()) {
+        let trials = self.parts.workers.trials_without_worker();
+        if trials == 0 && !waiting().any(|(key, lane)| live(key) == 0 && !lane.wants.is_empty()) {
             return false;
         }
         let active: BTreeSet<&LaneKey> =
             crews.keys().chain(waiting().map(|(key, _)| key)).collect();
-        let fair = self.config.python.max_workers as usize / active.len().max(1);
+        let fair = self.config.python.max_workers as usize / (active.len() + trials).max(1);
         live(key) > fair.max(1) || (fair == 0 && hired_at.elapsed() >= TURN)
     }
 
@@ -251,7 +272,8 @@ impl PythonWorkerSupervisor {
         let mut after = Duration::from_secs_f64(self.config.python.idle_stop_s);
         let lane_waits = |lane: &Lane| !lane.wants.is_empty() && !lane.queue.is_empty();
         let owes = self.parts.workers.leases().debt() != Debt::Nothing;
-        if owes || self.lanes.values().any(lane_waits) {
+        let trials = self.parts.workers.trials_without_worker() > 0;
+        if owes || trials || self.lanes.values().any(lane_waits) {
             after = after.min(TURN);
         }
         (0..self.config.streams.len()).for_each(|stream| self.parts.workers.hand_over(stream));

@@ -67,7 +67,7 @@ use crate::{
     actors::{KafkaIngest, RedisQueue, WorkerSemaphore, kafka_ingest::StreamHolds},
     config::Config,
     decode::Decoder,
-    messages::EventBatch,
+    messages::{Drain, EventBatch},
     python::WorkerSpec,
     supervision::{Link, Undelivered},
     telemetry::{StageMeter, catalogue as m},
@@ -189,6 +189,15 @@ impl Actor for PythonWorkerSupervisor {
         // What happened while no instance lived.
         self.look(ctx);
         self.listen(ctx);
+    }
+}
+
+impl Handler<Drain> for PythonWorkerSupervisor {
+    type Result = ();
+
+    /// The node stops: batches that nobody can run now are read again after its next start.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.drop_held();
     }
 }
 

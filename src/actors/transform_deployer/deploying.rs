@@ -18,6 +18,7 @@ use crate::{
     telemetry::StageMeter,
 };
 use futures::{StreamExt, stream::FuturesUnordered};
+use redis::aio::ConnectionManager;
 use serde_json::{Map, Value};
 use std::{
     cell::RefCell,
@@ -28,7 +29,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use redis::aio::ConnectionManager;
 use tokio::sync::{OnceCell, watch};
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");

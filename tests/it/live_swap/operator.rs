@@ -172,7 +172,8 @@ fn a_paused_stream_waits_and_the_others_do_not() {
     assert_eq!(node.committed_events(), 21_000, "the events of this one wait");
     // Also over a restart; a version can be deployed meanwhile.
     assert_eq!(deploy(&node, "features", &stamped(2, "pass"))["action"], "deployed");
-    node.kill();
+    // What waits does not hold up an ordered stop.
+    node.stop_well();
     let node = bench.node("process,store");
     wait_for("the pause", || (script_of(&node, "features")["paused"] == "a look").then_some(()));
     produce(&brokers, bench.topic("clicks"), &clicks);

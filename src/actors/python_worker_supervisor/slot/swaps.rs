@@ -57,6 +57,15 @@ impl WorkerSlot {
         permit
     }
 
+    /// Trials that wait for a permit of a stream that has none: they compete like any lane.
+    #[must_use]
+    pub fn trials_without_worker(&self) -> usize {
+        let inner = lock(&self.inner);
+        let has_worker = |stream: usize| inner.crews.keys().any(|key| key.stream == stream);
+        let waiting = inner.hand_overs.iter().filter(|(_, give)| !give.is_closed());
+        waiting.filter(|(stream, _)| !has_worker(**stream)).count()
+    }
+
     /// Stops an idle worker of the stream for a trial that waits for its permit.
     pub fn hand_over(&self, stream: usize) {
         let mut inner = lock(&self.inner);
