@@ -71,7 +71,14 @@ def _compiled(source, path):
     # Tracebacks must show the text that runs, which is not always what the file holds by now.
     # Without a modification time the entry is never checked against the file.
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
-    return compile(source, path, "exec", dont_inherit=True)
+    try:
+        return compile(source, path, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        # Python looks some lines up in the file.
+        lines = source.splitlines(keepends=True)
+        if error.filename == path and 0 < (error.lineno or 0) <= len(lines):
+            error.text = lines[error.lineno - 1]
+        raise
 
 
 def prepare(site_dirs):

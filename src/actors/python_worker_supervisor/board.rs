@@ -49,8 +49,8 @@ pub struct LastBatch {
     pub outcome: Outcome,
     /// By which version.
     pub sha256: String,
-    /// How long it took.
-    pub took: Duration,
+    /// How long it took in a process that was there; `None`: one had to be started for it.
+    pub took: Option<Duration>,
 }
 
 /// See the module.
@@ -114,7 +114,8 @@ impl ScriptBoard {
 impl LastBatch {
     /// Only the first rows; the time that they took is their share.
     fn cut(&mut self, rows: usize) {
-        self.took = self.took.mul_f64(rows as f64 / self.events.num_rows() as f64);
+        let share = rows as f64 / self.events.num_rows() as f64;
+        self.took = self.took.map(|took| took.mul_f64(share));
         self.events = self.events.slice(0, rows);
         let end = self.outcome.rows_before(rows as u32);
         self.outcome.rows = self.outcome.rows.slice(0, end);
@@ -174,7 +175,7 @@ mod tests {
         }
         let board = ScriptBoard::default();
         let events = RecordBatch::try_from_iter([("_row", numbers)]).unwrap();
-        let took = Duration::from_secs(2);
+        let took = Some(Duration::from_secs(2));
         board.keep(0, LastBatch { events, outcome: made, sha256: "v".into(), took });
         let kept = board.last(0).unwrap();
         assert_eq!(
@@ -182,7 +183,7 @@ mod tests {
             (TRIAL_ROWS, 2 * TRIAL_ROWS)
         );
         assert_eq!(kept.outcome.failed_rows().collect::<Vec<_>>(), [3]);
-        assert_eq!(kept.took, Duration::from_secs(1));
+        assert_eq!(kept.took, Some(Duration::from_secs(1)));
         assert!(board.last(1).is_none());
     }
 }

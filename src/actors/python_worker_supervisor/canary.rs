@@ -199,7 +199,7 @@ impl Trials {
         }
         report.events = events.num_rows();
         report.against = Some(last.sha256.clone());
-        report.before_s = Some(last.took.as_secs_f64());
+        report.before_s = last.took.map(|took| took.as_secs_f64());
         let (mut after, mut took) = timed(worker, &events).await?;
         if took < REPEAT_BELOW {
             (after, took) = timed(worker, &events).await?;
@@ -293,7 +293,7 @@ mod tests {
         let mut made = outcome(&[(0, "f", None, 0), (3, "f", None, 0), (3, "g", None, 0)], 0);
         made.rejected.insert(1, ("timeout".into(), String::new()));
         made.rejected.insert(2, ("its own word".into(), String::new()));
-        let took = Duration::from_secs(1);
+        let took = Some(Duration::from_secs(1));
         let last = LastBatch { events, outcome: made, sha256: "v".into(), took };
         let (events, before) = without_failures(&last);
         let texts: Vec<_> = events.column(0).as_string::<i32>().iter().flatten().collect();

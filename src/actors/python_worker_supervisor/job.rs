@@ -58,7 +58,7 @@ impl Job {
                 on_probation: own.is_some_and(|current| current.is_on_probation()),
             }
         });
-        let began = Instant::now();
+        let (warm, began) = (worker.pid().is_some(), Instant::now());
         let outcome = match verdict::run(&mut worker, &decoded.batch, standing.as_ref()).await {
             Ok(outcome) => outcome,
             Err(Stopped::LeaseLost) => {
@@ -85,7 +85,7 @@ impl Job {
                 events: decoded.batch.clone(),
                 outcome: outcome.clone(),
                 sha256: script.sha256.clone(),
-                took: began.elapsed(),
+                took: warm.then(|| began.elapsed()),
             });
         }
         crate::crash_point!("d_transformed");
