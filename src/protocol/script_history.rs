@@ -9,11 +9,14 @@
 //! | `paused`, `resumed` | | | yes, no | |
 //! | `reconfigured` | | | | the event's |
 //!
-//! An event that changes the active version names the one that it takes the place of. When another
+//! An event that changes the active version, or its parameters, names the one that it takes the place of. When another
 //! one is active by then — two nodes deployed at once — it is not taken.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+/// Versions to fall back to that are remembered.
+const MOST_EARLIER: usize = 16;
 
 /// What happened to a stream's script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -71,6 +74,8 @@ pub struct ScriptState {
     pub active: Option<String>,
     /// Versions that were active before and can be fallen back to, the best one last.
     pub earlier: Vec<String>,
+    /// When it took over, UTC microseconds.
+    pub since_us: i64,
     /// Why the stream's events wait; `None`: they do not.
     pub paused: Option<String>,
     /// Parameters in the place of the configuration's.
@@ -82,6 +87,8 @@ pub struct ScriptState {
 pub struct ScriptEvent<'a> {
     /// Its number.
     pub seq: i64,
+    /// When, UTC microseconds.
+    pub at_us: i64,
     /// What happened.
     pub action: ScriptAction,
     /// The version that it is about.
@@ -93,16 +100,22 @@ pub struct ScriptEvent<'a> {
 }
 
 impl ScriptState {
-    /// The version to fall back to.
+    /// The version to go back to.
     #[must_use]
     pub fn fallback(&self) -> Option<&str> {
-        self.earlier.last().map(String::as_str)
+        self.fallbacks().next()
+    }
+
+    /// The versions that can be fallen back to, the best one first.
+    pub fn fallbacks(&self) -> impl Iterator<Item = &str> {
+        self.earlier.iter().rev().map(String::as_str)
     }
 
     /// Whether an event may be appended that takes the place of `expected`.
     #[must_use]
     pub fn admits(&self, action: ScriptAction, expected: Option<&str>) -> bool {
-        !action.switches() || self.active.as_deref() == expected
+        let changes = action.switches() || action == ScriptAction::Reconfigured;
+        !changes || self.active.as_deref() == expected
     }
 
     /// The state after an event, by the table of the module.
@@ -116,7 +129,10 @@ impl ScriptState {
                 // Whoever rolls back has a reason not to come back to it.
                 if event.action == ScriptAction::Deployed {
                     self.earlier.extend(left);
+                    let surplus = self.earlier.len().saturating_sub(MOST_EARLIER);
+                    self.earlier.drain(..surplus);
                 }
+                self.since_us = event.at_us;
             }
             ScriptAction::Paused => self.paused = Some(event.reason.to_owned()),
             ScriptAction::Resumed => self.paused = None,
@@ -135,7 +151,8 @@ mod tests {
         let mut state = ScriptState::default();
         for (seq, (action, sha256)) in (1..).zip(events) {
             let params = (*action == Reconfigured).then(Map::new);
-            state.apply(ScriptEvent { seq, action: *action, sha256, reason: "why", params });
+            let at_us = 100 * seq;
+            state.apply(ScriptEvent { seq, at_us, action: *action, sha256, reason: "why", params });
         }
         state
     }
@@ -168,7 +185,12 @@ mod tests {
         assert_eq!(after(&[(Paused, ""), (Deployed, "a")]).paused.as_deref(), Some("why"));
         assert_eq!(after(&[(Paused, ""), (Resumed, "")]).paused, None);
         assert_eq!(after(&[(Reconfigured, "a"), (Deployed, "b")]).params, Some(Map::new()));
-        assert_eq!(after(&[(Deployed, "a"), (Deployed, "b")]).seq, 2);
+        let state = after(&[(Deployed, "a"), (Deployed, "b"), (Paused, "")]);
+        assert_eq!((state.seq, state.since_us), (3, 200));
+        let many: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+        let many: Vec<_> = many.iter().map(|n| (Deployed, n.as_str())).collect();
+        let state = after(&many);
+        assert_eq!((state.earlier.len(), state.fallback()), (MOST_EARLIER, Some("38")));
     }
 
     #[test]
@@ -176,6 +198,7 @@ mod tests {
         let state = after(&[(Deployed, "a")]);
         assert!(state.admits(Deployed, Some("a")) && state.admits(RolledBack, Some("a")));
         assert!(!state.admits(Deployed, Some("b")) && !state.admits(Deployed, None));
+        assert!(state.admits(Reconfigured, Some("a")) && !state.admits(Reconfigured, Some("b")));
         assert!(state.admits(Paused, None) && state.admits(Refused, Some("b")));
         assert!(ScriptState::default().admits(Deployed, None));
     }

@@ -74,10 +74,12 @@ fn top_level(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if let Some(stem) = name.strip_suffix(".py") {
-            // A package goes before a module of its name, as it does in Python.
-            modules.entry(stem.to_owned()).or_insert(path);
+            // As in Python: a package goes before a module of its name, a mere folder after it.
+            let package = folder.join(stem).join("__init__.py");
+            modules
+                .insert(stem.to_owned(), if package.is_file() { folder.join(stem) } else { path });
         } else if is_name(name) && path.is_dir() {
-            modules.insert(name.to_owned(), path);
+            modules.entry(name.to_owned()).or_insert(path);
         }
     }
     Ok(modules)
@@ -160,6 +162,10 @@ mod tests {
             ("pkg/inner/h.py", ""),
             ("pkg/data.csv", ""),
             ("bare/m.py", ""),
+            ("both.py", ""),
+            ("both/data.txt", ""),
+            ("twice.py", ""),
+            ("twice/__init__.py", ""),
             ("empty/readme.txt", ""),
         ]);
         assert_eq!(names(dir.path(), "x = 1\n# a, b\n"), [""; 0]);
@@ -171,6 +177,9 @@ mod tests {
         );
         assert_eq!(names(dir.path(), "from bare import m"), ["bare", "bare.m"]);
         assert_eq!(names(dir.path(), "import empty, own, json"), [""; 0]);
+        assert_eq!(names(dir.path(), "import both"), ["both"]);
+        let twice = helpers_of(&[dir.path()], "own", "import twice").unwrap();
+        assert!(twice.len() == 1 && twice[0].is_package, "{twice:?}");
         assert_eq!(names(&dir.path().join("absent"), "import a"), [""; 0]);
         let packages = helpers_of(&[dir.path()], "own", "import pkg").unwrap();
         let is_package: Vec<bool> = packages.iter().map(|module| module.is_package).collect();

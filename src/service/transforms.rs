@@ -236,6 +236,7 @@ async fn wish(view: &NodeView, stream: &str, wish: Wish) -> Response {
     match desk.wish(stream, wish).await {
         Ok(decided) => Json(decided).into_response(),
         Err(error @ WishError::Usage(_)) => problem(StatusCode::BAD_REQUEST, error),
+        Err(error @ WishError::Overtaken(_)) => problem(StatusCode::CONFLICT, error),
         Err(error @ WishError::Failed(_)) => problem(StatusCode::SERVICE_UNAVAILABLE, error),
     }
 }

@@ -74,21 +74,24 @@ fn keep_text(connection: &Connection, note: &NoteScript, stamp_us: i64) -> Resul
 fn state_of(connection: &Connection, stream: &str) -> Result<ScriptState, StoreError> {
     let mut statement = connection
         .prepare(
-            "SELECT seq, action, script_sha256, reason, params FROM transform_history
-             WHERE stream = ? ORDER BY seq",
+            "SELECT seq, action, script_sha256, reason, params, epoch_us(noted_at)
+             FROM transform_history WHERE stream = ? ORDER BY seq",
         )
         .map_err(StoreError::Statement)?;
-    type Line = (i64, String, String, String, Option<String>);
+    type Line = (i64, String, String, String, Option<String>, i64);
     let lines = statement
-        .query_map([stream], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)))
+        .query_map([stream], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?))
+        })
         .map_err(StoreError::Statement)?;
     let mut state = ScriptState::default();
     for line in lines {
-        let (seq, action, sha256, reason, params): Line = line.map_err(StoreError::Statement)?;
+        let (seq, action, sha256, reason, params, at_us): Line =
+            line.map_err(StoreError::Statement)?;
         // An action of a later version of this program changes nothing that this one knows.
         let Some(action) = ScriptAction::named(&action) else { continue };
         let params = params.and_then(|json| serde_json::from_str(&json).ok());
-        state.apply(ScriptEvent { seq, action, sha256: &sha256, reason: &reason, params });
+        state.apply(ScriptEvent { seq, at_us, action, sha256: &sha256, reason: &reason, params });
     }
     Ok(state)
 }

@@ -24,8 +24,8 @@ pub struct Current {
     pub state: ScriptState,
     /// The active version, with the parameters that count.
     pub script: Arc<Script>,
-    /// The version before it, should it turn out bad.
-    pub fallback: Option<Arc<Script>>,
+    /// The versions before it, should it turn out bad; the newest first.
+    pub fallbacks: Vec<Arc<Script>>,
     /// Since when this node runs it.
     pub since: Instant,
     /// When its file was saved, if it came from one that was saved just before.
@@ -76,10 +76,14 @@ impl ScriptBoard {
         if known.is_some_and(|known| known.state.seq > next.state.seq) {
             return false;
         }
-        if known.is_none_or(|known| known.script.sha256 != next.script.sha256) {
-            lock(&self.fresh).insert(stream, next.script.sha256.clone());
-        }
+        let is_other = known.is_none_or(|known| known.script.sha256 != next.script.sha256);
+        let sha256 = next.script.sha256.clone();
         current.insert(stream, Arc::new(next));
+        // Two locks are never held at once: others take them in another order.
+        drop(current);
+        if is_other {
+            lock(&self.fresh).insert(stream, sha256);
+        }
         true
     }
 
@@ -91,6 +95,7 @@ impl ScriptBoard {
             return None;
         }
         fresh.remove(&stream);
+        drop(fresh);
         let saved_at = self.current(stream)?.saved_at?;
         // A clock that was set back tells nothing.
         saved_at.elapsed().ok()
@@ -132,7 +137,7 @@ mod tests {
         Current {
             state: ScriptState { seq, ..ScriptState::default() },
             script: Arc::new(Script::new("s", Path::new("s.py"), text)),
-            fallback: None,
+            fallbacks: Vec::new(),
             since: Instant::now(),
             saved_at,
         }

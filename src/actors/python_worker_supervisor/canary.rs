@@ -171,7 +171,8 @@ impl Trials {
         let slot = &self.parts.workers;
         let number = slot.next_number();
         let hire = Hire {
-            stream: &self.config.streams[stream].name,
+            stream,
+            name: &self.config.streams[stream].name,
             number,
             lease: permit.lease().clone(),
             script,

@@ -34,8 +34,10 @@ enum Found {
 
 /// A worker to be made.
 pub(super) struct Hire<'a> {
-    /// Its stream's name.
-    pub stream: &'a str,
+    /// Its stream.
+    pub stream: usize,
+    /// The stream's name.
+    pub name: &'a str,
     /// Its number.
     pub number: u64,
     /// Its permit's lease.
@@ -55,11 +57,11 @@ pub(super) fn recipe(
     spec: &WorkerSpec,
     hire: Hire<'_>,
 ) -> Recipe {
-    let Hire { stream, number, lease, script, input, judged } = hire;
+    let Hire { stream, name, number, lease, script, input, judged } = hire;
     // The slot holds the worker, which must not hold the slot.
     let announced = Arc::downgrade(slot);
     Recipe {
-        spec: WorkerSpec { worker_id: format!("{stream}-{number}"), ..spec.clone() },
+        spec: WorkerSpec { worker_id: format!("{name}-{number}"), ..spec.clone() },
         script,
         input,
         deadline: Duration::from_secs_f64(config.python.batch_deadline_s),
@@ -71,7 +73,7 @@ pub(super) fn recipe(
         }),
         leases: slot.leases().clone(),
         limits: AgeLimits::of(&config.python),
-        trust: judged.then(|| slot.trust.clone()),
+        trust: judged.then(|| slot.trust(stream)),
         starts: slot.starts().clone(),
     }
 }
@@ -95,11 +97,11 @@ impl PythonWorkerSupervisor {
             let found = match (&asked.pinned, current) {
                 (None, None) => Found::Unknown,
                 (None, Some(current)) => {
-                    let script = current.script.clone();
-                    match workers.trust.why(&script.sha256) {
+                    let (script, trust) = (current.script.clone(), workers.trust(asked.stream));
+                    match trust.why(&script.sha256) {
                         None => Found::Script(script),
                         Some(_) if scripts.is_accepted(&script.sha256).await => {
-                            workers.trust.accept(&script.sha256);
+                            trust.accept(&script.sha256);
                             Found::Script(script)
                         }
                         Some(why) => Found::Suspected(why),
@@ -169,7 +171,11 @@ impl PythonWorkerSupervisor {
             return;
         }
         let current = self.parts.workers.board.current(key.stream);
-        if key.pinned.is_none() && current.is_none_or(|c| c.script.sha256 != script.sha256) {
+        if key.pinned.is_none()
+            && current.is_none_or(|c| {
+                c.script.sha256 != script.sha256 || c.script.params != script.params
+            })
+        {
             // Another version took over while the permit was on its way.
             return self.dispatch(key, ctx);
         }
@@ -184,7 +190,8 @@ impl PythonWorkerSupervisor {
             ..WorkerStatus::default()
         };
         let hire = Hire {
-            stream: &config.name,
+            stream: key.stream,
+            name: &config.name,
             number,
             lease: permit.lease().clone(),
             script,

@@ -53,8 +53,11 @@ impl Job {
             let current = board.current(batch.stream);
             let own = current.filter(|current| current.script.sha256 == script.sha256);
             Standing {
-                trust: shift.slot().trust.clone(),
-                fallback: own.as_ref().and_then(|current| current.fallback.clone()),
+                trust: shift.slot().trust(batch.stream),
+                fallbacks: own
+                    .as_ref()
+                    .map(|current| current.fallbacks.clone())
+                    .unwrap_or_default(),
                 on_probation: own.is_some_and(|current| current.is_on_probation()),
             }
         });
@@ -68,9 +71,9 @@ impl Job {
                 );
                 return shift.dismiss(worker, News::Again(vec![batch]));
             }
-            Err(Stopped::Suspected { why, roll_back }) => {
+            Err(Stopped::Suspected { why, roll_back_to }) => {
                 let (key, sha256) = (shift.key().clone(), script.sha256.clone());
-                let news = News::Suspected { key, batch, sha256, why, roll_back };
+                let news = News::Suspected { key, batch, sha256, why, roll_back_to };
                 return shift.dismiss(worker, news);
             }
             Err(Stopped::Broken(error)) => {

@@ -189,10 +189,10 @@ impl PythonWorkerSupervisor {
                         self.dispatch(&now, ctx);
                     }
                 }
-                News::Suspected { key, batch, sha256, why, roll_back } => {
+                News::Suspected { key, batch, sha256, why, roll_back_to } => {
                     let now = self.put_back(batch);
                     if self.is_of(&key, &sha256) {
-                        self.suspect(&key, &sha256, &why, roll_back, ctx);
+                        self.suspect(&key, &sha256, &why, roll_back_to, ctx);
                     } else {
                         self.dispatch(&now, ctx);
                     }
@@ -244,7 +244,8 @@ impl PythonWorkerSupervisor {
             (Some(pin), _) => Some(pin),
             (None, current) => current.as_ref().map(|current| current.script.sha256.as_str()),
         };
-        if version.is_none_or(|version| workers.trust.why(version).is_none()) {
+        let trust = workers.trust(key.stream);
+        if version.is_none_or(|version| trust.why(version).is_none()) {
             self.healthy(key);
         }
         workers.hand_over(key.stream);
@@ -257,8 +258,7 @@ impl PythonWorkerSupervisor {
                 (None, Some(current)) => !idle.worker.runs(&current.script),
                 _ => version != Some(&*script.sha256),
             };
-            idle.number == number
-                && (leaves || is_other || workers.trust.why(&script.sha256).is_some())
+            idle.number == number && (leaves || is_other || trust.why(&script.sha256).is_some())
         });
     }
 

@@ -198,7 +198,7 @@ impl Worker {
             let _turn = self.recipe.starts.clone().acquire_owned().await;
             let started = Instant::now();
             let leased_at = self.leased_at().ok_or(RunError::LeaseLost)?;
-            let process = WorkerProcess::spawn_under(&self.recipe.spec, leased_at).await?;
+            let process = self.launch(leased_at).await?;
             self.reaped = Some(process.exit_watch());
             (self.recipe.announce)(process.pid(), process.heartbeat());
             let process = self.process.insert(process);
@@ -223,6 +223,20 @@ impl Worker {
         }
         // Set just above, or before; there is no way around.
         self.process.as_mut().ok_or(RunError::Worker(WorkerError::Poisoned))
+    }
+
+    /// Starts a process. Given up in the middle, the permit stays taken until it is reaped.
+    async fn launch(&mut self, leased_at: Instant) -> Result<WorkerProcess, RunError> {
+        let (spec, right) = (self.recipe.spec.clone(), self.right.take());
+        let (done, launched) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let process = WorkerProcess::spawn_under(&spec, leased_at).await;
+            // Nobody may wait any more: the newborn sees to its end itself.
+            let _ = done.send(Newborn { process: Some(process), right });
+        });
+        let mut newborn = launched.await.map_err(|_| WorkerError::Poisoned)?;
+        self.right = newborn.right.take();
+        Ok(newborn.process.take().ok_or(WorkerError::Poisoned)??)
     }
 
     /// A process that ended without a lease ended for that.
@@ -265,19 +279,38 @@ impl Worker {
     }
 }
 
+/// A process that was just started, with the right by which it lives.
+struct Newborn {
+    process: Option<Result<WorkerProcess, WorkerError>>,
+    right: Option<Right>,
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let (Some(Ok(process)), Some(right)) = (self.process.take(), self.right.take()) {
+            give_back_later(process.exit_watch(), right);
+        }
+    }
+}
+
+/// The right comes back once the process is reaped.
+fn give_back_later(mut reaped: ExitWatch, right: Right) {
+    std::thread::spawn(move || {
+        futures::executor::block_on(reaped.wait());
+        drop(right);
+    });
+}
+
 impl Drop for Worker {
     /// Dropped alive — its supervisor was killed, wherever it was just then — the permit stays
     /// taken until the process is reaped, or there could be one worker too many.
     fn drop(&mut self) {
-        let (Some(mut reaped), Some(right)) = (self.reaped.take(), self.right.take()) else {
+        let (Some(reaped), Some(right)) = (self.reaped.take(), self.right.take()) else {
             return;
         };
         self.process = None;
         if reaped.get().is_none() {
-            std::thread::spawn(move || {
-                futures::executor::block_on(reaped.wait());
-                drop(right);
-            });
+            give_back_later(reaped, right);
         }
     }
 }

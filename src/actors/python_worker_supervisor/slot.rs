@@ -68,8 +68,8 @@ pub enum News {
         sha256: String,
         /// Why.
         why: String,
-        /// Whether the version before it is not at fault.
-        roll_back: bool,
+        /// An earlier version that is not.
+        roll_back_to: Option<String>,
     },
     /// What a stream runs has changed on the board; with the first worker of the new version.
     Switched(usize, Option<Canary>),
@@ -105,8 +105,8 @@ pub struct WorkerSlot {
     starts: Arc<Semaphore>,
     /// Failures that are ours.
     pub strikes: Mutex<Strikes>,
-    /// Versions that are suspected.
-    pub trust: Arc<Trust>,
+    /// Versions that are suspected, by stream: a script may do well with one and not with another.
+    trust: Mutex<HashMap<usize, Arc<Trust>>>,
     /// What every stream runs.
     pub board: ScriptBoard,
     /// Tells the TransformDeployer that there is something to roll back.
@@ -125,7 +125,7 @@ impl WorkerSlot {
             beating: Mutex::default(),
             starts: Arc::new(Semaphore::new(starts_at_once())),
             strikes: Mutex::default(),
-            trust: Arc::default(),
+            trust: Mutex::default(),
             board: ScriptBoard::default(),
             roll_back_wanted: Notify::new(),
         }
@@ -135,6 +135,12 @@ impl WorkerSlot {
     #[must_use]
     pub fn leases(&self) -> &Arc<HeldLeases> {
         &self.leases
+    }
+
+    /// What is known of the versions of a stream's script.
+    #[must_use]
+    pub fn trust(&self, stream: usize) -> Arc<Trust> {
+        lock(&self.trust).entry(stream).or_default().clone()
     }
 
     /// Workers that start at the same time: loading packages takes a processor each, and those that
@@ -195,11 +201,15 @@ impl WorkerSlot {
 
     /// An idle worker for a batch: the one that worked last, the others grow old and stop.
     pub fn take(self: &Arc<Self>, key: &LaneKey) -> Option<(Shift, Worker)> {
+        let current = self.board.current(key.stream);
         let idle = loop {
             let mut inner = lock(&self.inner);
             let crew = inner.crews.get_mut(key)?;
             let idle = crew.idle.pop()?;
-            if idle.worker.is_leased() {
+            // One that was busy when another version took over.
+            let is_other = key.pinned.is_none()
+                && current.as_ref().is_some_and(|current| !idle.worker.runs(&current.script));
+            if idle.worker.is_leased() && !is_other {
                 crew.busy += 1;
                 break idle;
             }

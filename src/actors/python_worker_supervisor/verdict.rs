@@ -3,11 +3,11 @@
 //! | a version fails on rows of a batch, and | answer |
 //! |---|---|
 //! | it is suspected already | the batch waits |
-//! | there is an earlier version; the new one is on probation, or fails on many by `protocol/breaker.rs` | the earlier one is asked about those rows |
-//! | … it gets through any of them | the code's: nothing is dead, the version is rolled back |
-//! | … it fails on all of them as well | the data's: they are dead |
-//! | … it cannot be loaded | as without one |
-//! | it fails on the batch as a whole, twice, and the earlier one gets through all of it | the code's, likewise |
+//! | there are earlier versions; it is on probation, or fails on many by `protocol/breaker.rs` | these are asked about those rows, the newest first |
+//! | … one gets through any of them | the code's: nothing is dead, it is rolled back to that one |
+//! | … they fail on all of them as well | the data's: they are dead |
+//! | … none can be loaded | as without one |
+//! | on probation it fails on a batch as a whole, twice, and an earlier one gets through all of it | the code's, likewise |
 //! | there is none, and it fails on many | the code's: nothing is dead, the stream waits |
 //! | else | the data's: they are dead |
 //!
@@ -28,8 +28,8 @@ use std::sync::Arc;
 pub(super) struct Standing {
     /// What is known of versions.
     pub trust: Arc<Trust>,
-    /// The version before it.
-    pub fallback: Option<Arc<Script>>,
+    /// The versions before it, the newest first.
+    pub fallbacks: Vec<Arc<Script>>,
     /// Whether it is new.
     pub on_probation: bool,
 }
@@ -40,8 +40,15 @@ pub(super) enum Stopped {
     LeaseLost,
     /// The script does not load.
     Broken(WorkerError),
-    /// The script is at fault: why, and whether the version before it is not.
-    Suspected { why: String, roll_back: bool },
+    /// The script is at fault: why, and an earlier version that is not.
+    Suspected { why: String, roll_back_to: Option<String> },
+}
+
+impl Stopped {
+    fn at_fault(why: String, fallback: Option<&Arc<Script>>) -> Self {
+        let roll_back_to = fallback.map(|fallback| fallback.sha256.clone());
+        Self::Suspected { why, roll_back_to }
+    }
 }
 
 impl From<RunError> for Stopped {
@@ -49,7 +56,7 @@ impl From<RunError> for Stopped {
         match error {
             RunError::LeaseLost => Self::LeaseLost,
             RunError::Worker(error) => Self::Broken(error),
-            RunError::Suspected { why, .. } => Self::Suspected { why, roll_back: false },
+            RunError::Suspected { why, .. } => Self::at_fault(why, None),
         }
     }
 }
@@ -63,21 +70,22 @@ pub(super) async fn run(
     events: &RecordBatch,
     standing: Option<&Standing>,
 ) -> Result<Outcome, Stopped> {
-    let Some(Standing { trust, fallback, on_probation }) = standing else {
+    let Some(Standing { trust, fallbacks, on_probation }) = standing else {
         return Ok(worker.run(events).await?);
     };
     let sha256 = worker.script().sha256.clone();
-    let mut first = match fallback {
-        Some(_) => worker.run_with(events, Patience::TwoTries).await,
-        None => worker.run(events).await,
+    let on_probation = *on_probation && !fallbacks.is_empty() && !trust.is_accepted(&sha256);
+    let mut first = match on_probation {
+        true => worker.run_with(events, Patience::TwoTries).await,
+        false => worker.run(events).await,
     };
-    if let (Some(fallback), Err(RunError::Suspected { why, .. })) = (fallback, &first) {
+    if on_probation && let Err(RunError::Suspected { why, .. }) = &first {
         // Cheaper than finding the rows, when all of it is the code's fault.
-        if !trust.is_accepted(&sha256)
-            && worker.gets_through(fallback.clone(), events).await? == Some(true)
-        {
-            let why = format!("{why}; the version before it gets through");
-            return Err(Stopped::Suspected { why, roll_back: true });
+        for fallback in fallbacks {
+            if worker.gets_through(fallback.clone(), events).await? == Some(true) {
+                let why = format!("{why}; the version before it gets through");
+                return Err(Stopped::at_fault(why, Some(fallback)));
+            }
         }
         first = worker.run(events).await;
     }
@@ -85,11 +93,10 @@ pub(super) async fn run(
         Ok(outcome) => {
             let failed: Vec<u32> = outcome.failed_rows().collect();
             let judged = trust.judge(&sha256, events.num_rows(), failed.len());
-            let doubted = *on_probation && fallback.is_some() && !trust.is_accepted(&sha256);
             match judged {
                 _ if failed.is_empty() => return Ok(first?),
                 Some(why) => (why, failed, true),
-                None if doubted => (first_failure(outcome, events.num_rows()), failed, false),
+                None if on_probation => (first_failure(outcome, events.num_rows()), failed, false),
                 None => return Ok(first?),
             }
         }
@@ -101,47 +108,35 @@ pub(super) async fn run(
     };
     // Another worker's batch has found it out.
     if let Some(known) = trust.why(&sha256) {
-        return Err(Stopped::Suspected { why: known, roll_back: fallback.is_some() });
+        return Err(Stopped::at_fault(known, None));
     }
-    let opinion = match fallback {
-        Some(fallback) => worker.second_opinion(fallback.clone(), events, &rows).await?,
-        None => return alone(first, why, at_fault),
-    };
-    match opinion {
-        Opinion::Of { handles, asked } if handles > 0 || rows.is_empty() => {
-            let why = match asked {
-                0 => format!("{why}; the version before it loads"),
-                _ => format!(
-                    "{why}; the version before it gets through {handles} of {asked} of those rows"
-                ),
-            };
-            Err(Stopped::Suspected { why, roll_back: true })
-        }
-        Opinion::Of { .. } => {
-            trust.forgive(&sha256);
-            match first {
-                Err(RunError::Suspected { .. }) => {
-                    Ok(worker.run_with(events, Patience::ToTheEnd).await?)
-                }
-                other => Ok(other?),
+    let mut asked_any = false;
+    for fallback in fallbacks {
+        match worker.second_opinion(fallback.clone(), events, &rows).await? {
+            Opinion::Of { handles, asked } if handles > 0 || rows.is_empty() => {
+                let why = match asked {
+                    0 => format!("{why}; the version before it loads"),
+                    _ => format!(
+                        "{why}; the version before it gets through {handles} of {asked} of those rows"
+                    ),
+                };
+                return Err(Stopped::at_fault(why, Some(fallback)));
+            }
+            Opinion::Of { .. } => asked_any = true,
+            Opinion::None(error) => {
+                tracing::warn!(%error, "the version before it cannot be asked");
             }
         }
-        Opinion::None(error) => {
-            tracing::warn!(%error, "the version before it cannot be asked");
-            alone(first, why, at_fault)
-        }
     }
-}
-
-/// The verdict when there is no other version to ask; `at_fault`: whether so much fails that it is
-/// the code's fault.
-fn alone(
-    first: Result<Outcome, RunError>,
-    why: String,
-    at_fault: bool,
-) -> Result<Outcome, Stopped> {
+    if !asked_any {
+        return match first {
+            Ok(_) if at_fault => Err(Stopped::at_fault(why, None)),
+            other => Ok(other?),
+        };
+    }
+    trust.forgive(&sha256);
     match first {
-        Ok(_) if at_fault => Err(Stopped::Suspected { why, roll_back: false }),
+        Err(RunError::Suspected { .. }) => Ok(worker.run_with(events, Patience::ToTheEnd).await?),
         other => Ok(other?),
     }
 }

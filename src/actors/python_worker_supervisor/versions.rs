@@ -45,7 +45,7 @@ impl PythonWorkerSupervisor {
         {
             canary.join(&workers, key.clone());
         }
-        if workers.trust.why(&current.script.sha256).is_none() {
+        if workers.trust(stream).why(&current.script.sha256).is_none() {
             self.healthy(&key);
         }
         // Batches that are pinned to the version go with the others from now on, and the reverse.
@@ -55,6 +55,10 @@ impl PythonWorkerSupervisor {
         lanes.sort_by_key(|lane| lane.pinned.is_none());
         let mut batches = VecDeque::new();
         for lane in lanes {
+            // What was said of a version that its batches leave.
+            if lane.pinned.is_some() {
+                self.healthy(&lane);
+            }
             let Some(lane) = self.lanes.get_mut(&lane) else { continue };
             lane.retry_at = None;
             batches.extend(std::mem::take(&mut lane.queue));
@@ -105,30 +109,33 @@ impl PythonWorkerSupervisor {
         key: &LaneKey,
         sha256: &str,
         why: &str,
-        roll_back: bool,
+        roll_back_to: Option<String>,
         ctx: &mut Context<Self>,
     ) {
+        let trust = self.parts.workers.trust(key.stream);
+        if let Some(to) = &roll_back_to {
+            let (from, to, why) = (sha256.to_owned(), to.clone(), why.to_owned());
+            self.parts.workers.want_roll_back(key.stream, RollBack { from, to, why });
+        }
         // Said already, by another worker's batch.
-        if self.parts.workers.trust.why(sha256).is_some() {
+        if trust.why(sha256).is_some() {
             return self.dispatch(key, ctx);
         }
         let name = self.name_of(key);
-        let way_on = match roll_back {
-            true => "It is rolled back".to_owned(),
-            false => format!(
+        let way_on = match &roll_back_to {
+            Some(to) => format!("It is rolled back to {}", short(to)),
+            None => format!(
                 "Mend the script, or take its failures for the data's fault with `millstream transforms \
                  resume {name} --dead-letter`"
             ),
         };
         let told = format!("version {} is suspected: {why}. {way_on}", short(sha256));
-        self.parts.workers.trust.suspect(sha256, &told);
+        trust.suspect(sha256, &told);
         lock(&self.parts.status.suspected).insert(name.clone(), sha256.to_owned());
         metrics::gauge!(m::SCRIPT_SUSPECTED, "stream" => name).set(1.0);
-        self.parts.workers.dismiss_if(|_, idle| idle.worker.script().sha256 == sha256);
-        if roll_back {
-            let wanted = RollBack { from: sha256.to_owned(), why: why.to_owned() };
-            self.parts.workers.want_roll_back(key.stream, wanted);
-        }
+        self.parts.workers.dismiss_if(|lane, idle| {
+            lane.stream == key.stream && idle.worker.script().sha256 == sha256
+        });
         self.script_broken(key, &told, ctx);
     }
 

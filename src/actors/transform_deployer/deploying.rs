@@ -22,14 +22,18 @@ use redis::aio::ConnectionManager;
 use serde_json::{Map, Value};
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     pin::Pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{
+    OnceCell,
+    mpsc::{self, UnboundedReceiver, UnboundedSender},
+    watch,
+};
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
 
@@ -50,6 +54,9 @@ pub(super) struct Deploying {
     /// Numbers of the other nodes' events, as they were heard of last.
     pub(super) heard: RefCell<HashMap<String, i64>>,
     pub(super) connection: OnceCell<ConnectionManager>,
+    /// Versions of files that are dealt with now.
+    on_trial: RefCell<HashMap<usize, String>>,
+    rolling_back: RefCell<HashSet<usize>>,
 }
 
 /// What is under way for one stream.
@@ -79,6 +86,8 @@ impl Deploying {
             streams: config.streams.iter().map(|_| desk()).collect(),
             heard: RefCell::default(),
             connection: OnceCell::new(),
+            on_trial: RefCell::default(),
+            rolling_back: RefCell::default(),
             config,
             parts,
         })
@@ -86,55 +95,76 @@ impl Deploying {
 
     /// Goes on until the actor ends, and all that is under way with it.
     pub async fn run(self: Rc<Self>) {
-        let folder = self.config.python.transforms_dir.clone();
-        let watch = Watch::start(&folder);
+        let (begin, begun) = mpsc::unbounded_channel();
+        // Side by side: a store that does not answer must not hold up a trial, which holds a permit.
+        tokio::join!(self.clone().keep_house(begin), self.serve(begun));
+    }
+
+    /// Carries out wishes, and what the house-keeping has begun.
+    async fn serve(self: Rc<Self>, mut begun: UnboundedReceiver<Task>) {
         // An earlier instance's task is gone with it: nobody else takes from the desk.
         let desk = self.parts.desk.clone();
         let mut wishes = desk.taken.lock().await;
-        let mut tasks: FuturesUnordered<Task> = self.learn().await.into_iter().collect();
-        let mut files_at = Instant::now();
+        let mut tasks: FuturesUnordered<Task> = FuturesUnordered::new();
         loop {
-            let wait = LOOK_EVERY.min(files_at.saturating_duration_since(Instant::now()));
             tokio::select! {
                 Some(asked) = wishes.recv() => {
                     let own = self.clone();
                     tasks.push(Box::pin(async move { own.answer(asked).await }));
                 }
+                Some(task) = begun.recv() => tasks.push(task),
                 Some(()) = tasks.next() => {}
-                () = watch.changed() => files_at = Instant::now(),
-                () = self.parts.python.workers.roll_back_wanted() => {}
-                () = tokio::time::sleep(wait) => {}
-            }
-            for (stream, wanted) in self.parts.python.workers.roll_backs() {
-                self.roll_back_at_fault(stream, &wanted).await;
-            }
-            self.listen().await;
-            if files_at <= Instant::now() {
-                files_at = Instant::now() + FILES_EVERY;
-                tasks.extend(self.look_at_files(false).await);
             }
         }
+    }
+
+    /// Looks at files, other nodes' events and versions at fault.
+    async fn keep_house(self: Rc<Self>, begin: UnboundedSender<Task>) {
+        let watch = Watch::start(&self.config.python.transforms_dir);
+        let workers = self.parts.python.workers.clone();
+        self.learn().await;
+        let mut files_at = Instant::now();
+        loop {
+            if files_at <= Instant::now() {
+                files_at = Instant::now() + FILES_EVERY;
+                self.look_at_files(&begin).await;
+            }
+            let wait = LOOK_EVERY.min(files_at.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                () = watch.changed() => files_at = Instant::now(),
+                () = workers.roll_back_wanted() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            for (stream, wanted) in workers.roll_backs() {
+                if self.rolling_back.borrow_mut().insert(stream) {
+                    let own = self.clone();
+                    let task = async move {
+                        own.roll_back_at_fault(stream, &wanted).await;
+                        own.rolling_back.borrow_mut().remove(&stream);
+                    };
+                    self.begin(&begin, Box::pin(task));
+                }
+            }
+            self.listen().await;
+        }
+    }
+
+    fn begin(&self, begin: &UnboundedSender<Task>, task: Task) {
+        // The receiver is the other half of this very actor's future.
+        let _ = begin.send(task);
     }
 
     /// Learns from the store what every stream runs, however long it is away.
-    async fn learn(self: &Rc<Self>) -> Vec<Task> {
-        loop {
-            match self.refresh().await {
-                Ok(()) => break,
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(error, "it cannot be learnt which scripts run; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+    async fn learn(&self) {
+        while let Err(error) = self.refresh().await {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "it cannot be learnt which scripts run; trying again");
+            tokio::time::sleep(RETRY).await;
         }
-        self.look_at_files(true).await
     }
 
-    /// The versions that were saved since the files were looked at last, as tasks that deal with
-    /// them.
-    async fn look_at_files(self: &Rc<Self>, at_start: bool) -> Vec<Task> {
-        let mut tasks: Vec<Task> = Vec::new();
+    /// Looks for versions that were saved, and begins to deal with them.
+    async fn look_at_files(self: &Rc<Self>, begin: &UnboundedSender<Task>) {
         for stream in 0..self.config.streams.len() {
             let path = self.config.script_file(stream);
             let current = self.parts.python.workers.board.current(stream);
@@ -148,6 +178,16 @@ impl Deploying {
                     continue;
                 }
             };
+            let on_trial = self.on_trial.borrow().get(&stream).cloned();
+            if on_trial.as_ref() == Some(&script.sha256) {
+                continue;
+            }
+            // Whatever it is, the file does not say any more what is on trial.
+            let mut save = 0;
+            self.streams[stream].saves.send_modify(|saves| {
+                *saves += u64::from(on_trial.is_some());
+                save = *saves;
+            });
             let seen = self.parts.desk.seen(stream);
             let mut look = Look {
                 sha256: &script.sha256,
@@ -157,15 +197,15 @@ impl Deploying {
             };
             // Asked only where it matters; the script's name changes with the configuration.
             let renamed = current.as_ref().is_some_and(|c| c.script.name != script.name);
-            if at_start && !renamed && files::decide(look) == FileIs::New {
+            if seen.is_none() && !renamed && files::decide(look) == FileIs::New {
                 let name = &self.config.streams[stream].name;
                 let asked = history::is_known(&self.parts.redis, &self.keys, name, look.sha256);
                 match asked.await {
                     Ok(known) => look.was_before = known,
-                    // It is looked at again in a second, though not as a node's first look.
                     Err(error) => {
-                        tracing::warn!(error = %format!("{error:#}"), "a script's file is left alone");
-                        look.was_before = true;
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, stream = name, "a script's file is looked at later");
+                        continue;
                     }
                 }
             }
@@ -184,23 +224,33 @@ impl Deploying {
                     }
                 }
                 FileIs::New => {
-                    let mut save = 0;
-                    self.streams[stream].saves.send_modify(|saves| {
-                        *saves += 1;
-                        save = *saves;
-                    });
-                    let saved_at = files::saved_at(&script);
-                    let (own, script) = (self.clone(), script.clone());
-                    tasks.push(Box::pin(async move {
-                        let origin = Origin::File { save, saved_at };
-                        // Said where users look, and looked at again when the file changes.
-                        let _ = own.deploy(stream, script, None, origin).await;
-                    }));
+                    self.on_trial.borrow_mut().insert(stream, script.sha256.clone());
+                    let own = self.clone();
+                    self.begin(
+                        begin,
+                        Box::pin(async move { own.saved(stream, script, save).await }),
+                    );
+                    continue;
                 }
             }
             self.parts.desk.set_seen(stream, &script.sha256);
         }
-        tasks
+    }
+
+    /// Deals with a version that was saved. It counts as seen only then: should this instance die in
+    /// the middle, the next one begins anew.
+    async fn saved(&self, stream: usize, script: Script, save: u64) {
+        let saved_at = files::saved_at(&script);
+        let sha256 = script.sha256.clone();
+        let done = self.deploy(stream, script, None, Origin::File { save, saved_at }).await;
+        if let Err(error) = done {
+            let stream = &self.config.streams[stream].name;
+            tracing::warn!(%error, stream, version = sha256, "a saved version is not deployed");
+        }
+        if *self.streams[stream].saves.borrow() == save {
+            self.on_trial.borrow_mut().remove(&stream);
+            self.parts.desk.set_seen(stream, &sha256);
+        }
     }
 
     /// A file that cannot be read: without a version the stream waits for it.
@@ -283,8 +333,26 @@ impl Deploying {
         }
     }
 
-    /// Tries a version, or other parameters for the one that runs, and has it take over.
+    /// Tries a version, or other parameters for the one that runs, and has it take over. One from a file
+    /// is tried again when something else took over meanwhile: nobody waits for an answer who could
+    /// ask once more.
     async fn deploy(
+        &self,
+        stream: usize,
+        script: Script,
+        params: Option<Map<String, Value>>,
+        origin: Origin,
+    ) -> Result<Decided, WishError> {
+        loop {
+            let done = self.deploy_once(stream, script.clone(), params.clone(), origin).await;
+            match (done, origin) {
+                (Err(WishError::Overtaken(_)), Origin::File { .. }) => {}
+                (done, _) => return done,
+            }
+        }
+    }
+
+    async fn deploy_once(
         &self,
         stream: usize,
         mut script: Script,
@@ -292,6 +360,21 @@ impl Deploying {
         origin: Origin,
     ) -> Result<Decided, WishError> {
         let name = &self.config.streams[stream].name;
+        let saved_at = match origin {
+            Origin::File { saved_at, .. } => saved_at,
+            Origin::Wish => None,
+        };
+        let newer = async {
+            match origin {
+                Origin::File { save, .. } => {
+                    let mut saves = self.streams[stream].saves.subscribe();
+                    // The sender is this very struct's.
+                    let _ = saves.wait_for(|saves| *saves > save).await;
+                }
+                Origin::Wish => std::future::pending().await,
+            }
+        };
+        let turn = self.streams[stream].trial.lock().await;
         let Some(current) = self.parts.python.workers.board.current(stream) else {
             return Err(WishError::Failed(format!("`{name}` runs no version yet; save its file")));
         };
@@ -310,55 +393,34 @@ impl Deploying {
             params: None,
             trial,
         };
-        let (saved_at, overtaken) = match origin {
-            Origin::File { save, saved_at } => (saved_at, Some(save)),
-            Origin::Wish => (None, None),
-        };
-        let newer = async {
-            match overtaken {
-                Some(save) => {
-                    let mut saves = self.streams[stream].saves.subscribe();
-                    // The sender is this very struct's.
-                    let _ = saves.wait_for(|saves| *saves > save).await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let tried = async {
-            let _turn = self.streams[stream].trial.lock().await;
-            self.trying(name, Some(&script));
-            let tried = self.trials.run(stream, script.clone()).await;
-            self.trying(name, None);
-            crate::crash_point!("s_tried");
-            tried
-        };
+        self.trying(name, Some(&script));
         let tried = tokio::select! {
-            tried = tried => tried,
-            () = newer => {
-                self.trying(name, None);
+            tried = self.trials.run(stream, script.clone()) => Some(tried),
+            () = newer => None,
+        };
+        self.trying(name, None);
+        crate::crash_point!("s_tried");
+        let event = match tried {
+            None => {
                 let reason = "overtaken: the file was saved again while this version was tried";
                 return self.note(stream, refused(reason.into(), None), None, None).await;
             }
-        };
-        match tried {
-            Ok(Passed { report, canary }) => {
+            Some(Err(Refusal { reason, report })) => {
+                return self.note(stream, refused(reason, Some(report)), None, None).await;
+            }
+            Some(Ok(Passed { report, canary })) => {
                 let action = match params {
                     Some(_) => ScriptAction::Reconfigured,
                     None => ScriptAction::Deployed,
                 };
-                let event = Event {
-                    action,
-                    reason: report.to_string(),
-                    params,
-                    trial: Some(report),
-                    ..refused(String::new(), None)
-                };
-                self.note(stream, event, Some(canary), saved_at).await
+                let reason = report.to_string();
+                let trial = Some(report);
+                (Event { action, reason, params, trial, ..refused(String::new(), None) }, canary)
             }
-            Err(Refusal { reason, report }) => {
-                self.note(stream, refused(reason, Some(report)), None, None).await
-            }
-        }
+        };
+        let done = self.note(stream, event.0, Some(event.1), saved_at).await;
+        drop(turn);
+        done
     }
 
     fn trying(&self, stream: &str, script: Option<&Script>) {
@@ -413,7 +475,8 @@ impl Deploying {
         let event = Event {
             action: ScriptAction::RolledBack,
             script: &script,
-            with_text: false,
+            // A store that was restored may not have it.
+            with_text: true,
             expected: Some(current.script.sha256.clone()),
             reason,
             params: None,
@@ -425,8 +488,7 @@ impl Deploying {
     /// A version is at fault: the one before it takes over again.
     async fn roll_back_at_fault(&self, stream: usize, wanted: &RollBack) {
         let Some(current) = self.parts.python.workers.board.current(stream) else { return };
-        let Some(to) = current.state.fallback().map(str::to_owned) else { return };
-        if let Err(error) = self.go_back(stream, &current, &to, wanted.why.clone()).await {
+        if let Err(error) = self.go_back(stream, &current, &wanted.to, wanted.why.clone()).await {
             let stream = &self.config.streams[stream].name;
             tracing::error!(%error, stream, "a version at fault is not rolled back yet");
         }

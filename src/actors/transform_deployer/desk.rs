@@ -50,6 +50,9 @@ pub enum WishError {
     /// It makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// Something else happened to the stream's script meanwhile.
+    #[error("{0}")]
+    Overtaken(String),
     /// It could not be carried out, or nobody knows whether it was.
     #[error("{0}")]
     Failed(String),

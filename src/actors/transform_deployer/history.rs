@@ -21,14 +21,15 @@ pub async fn states(
     redis: &RedisLink,
     keys: &Keys,
 ) -> anyhow::Result<HashMap<String, ScriptState>> {
-    let sql = "SELECT stream, seq, action, script_sha256, reason, params FROM transform_history
-               WHERE action != 'refused' ORDER BY seq";
+    let sql = "SELECT stream, seq, action, script_sha256, reason, params, epoch_us(noted_at)
+               FROM transform_history WHERE action != 'refused' ORDER BY seq";
     let mut states: HashMap<String, ScriptState> = HashMap::new();
     for batch in select(redis, keys, sql.into()).await? {
         let text = |i: usize| batch.column(i).as_string::<i32>();
         let (streams, actions, versions) = (text(0), text(2), text(3));
         let (reasons, params) = (text(4), text(5));
         let numbers = batch.column(1).as_primitive::<Int64Type>();
+        let times = batch.column(6).as_primitive::<Int64Type>();
         for i in 0..batch.num_rows() {
             // An action of a later version of this program changes nothing that this one knows.
             let Some(action) = ScriptAction::named(actions.value(i)) else { continue };
@@ -36,6 +37,7 @@ pub async fn states(
             let params = params.map(serde_json::from_str).transpose();
             states.entry(streams.value(i).to_owned()).or_default().apply(ScriptEvent {
                 seq: numbers.value(i),
+                at_us: times.value(i),
                 action,
                 sha256: versions.value(i),
                 reason: reasons.value(i),

@@ -1,7 +1,7 @@
 //! What is written down of scripts, and going by what is.
 
 use super::{
-    deploying::{Deploying, failed},
+    deploying::Deploying,
     desk::{Decided, WishError},
     history,
 };
@@ -27,6 +27,9 @@ use std::{
 use uuid::Uuid;
 
 const METER: StageMeter = StageMeter::new("python_worker_supervisor");
+
+/// Earlier versions that one at fault is held against.
+const FALLBACKS: usize = 2;
 
 /// How long the store may take to write an event down.
 const NOTING: Duration = Duration::from_secs(30);
@@ -117,32 +120,46 @@ impl Deploying {
             return Box::pin(self.replace_lost(stream, active)).await;
         };
         script.params = self.params(stream, &state);
-        let mut fallback = match state.fallback() {
-            Some(earlier) => self.version(stream, earlier).await?,
-            None => None,
-        };
-        if let Some(fallback) = &mut fallback {
-            fallback.params.clone_from(&script.params);
+        let mut fallbacks = Vec::new();
+        for earlier in state.fallbacks().take(FALLBACKS) {
+            if let Some(mut earlier) = self.version(stream, earlier).await? {
+                earlier.params.clone_from(&script.params);
+                fallbacks.push(Arc::new(earlier));
+            }
         }
         let workers = &self.parts.python.workers;
         let before = workers.board.current(stream);
         let is_other = before.as_ref().is_none_or(|b| b.script.sha256 != script.sha256);
-        let since = match &before {
-            Some(before) if !is_other => before.since,
-            _ => Instant::now(),
-        };
-        let (script, fallback) = (Arc::new(script), fallback.map(Arc::new));
-        let next = Current { state, script, fallback, since, saved_at };
+        let age_us = chrono::Utc::now().timestamp_micros() - state.since_us;
+        // A clock that went back makes it new once more, which does no harm.
+        let age = Duration::from_micros(age_us.max(0).cast_unsigned());
+        let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        let script = Arc::new(script);
+        let next = Current { state, script, fallbacks, since, saved_at };
         if !workers.board.show(stream, next) {
             // Something newer is known.
             return Ok(());
         }
         if is_other {
-            workers.trust.forget(&active);
+            workers.trust(stream).forget(&active);
         }
         workers.tell(News::Switched(stream, canary));
         self.show(stream, before.filter(|_| is_other).as_deref(), is_other);
         Ok(())
+    }
+
+    /// What is written is gone by: when its texts cannot be fetched now, it is learnt again soon.
+    async fn adopt_at_last(
+        &self,
+        stream: usize,
+        state: ScriptState,
+        canary: Option<Canary>,
+        saved_at: Option<SystemTime>,
+    ) {
+        if let Err(error) = self.adopt(stream, state, canary, saved_at).await {
+            tracing::warn!(error = %format!("{error:#}"), "an event of a script is gone by later");
+            self.heard.borrow_mut().clear();
+        }
     }
 
     /// Shows what a stream runs.
@@ -236,15 +253,15 @@ impl Deploying {
         };
         crate::crash_point!("s_noted");
         if !noted.taken {
-            self.adopt(stream, noted.state, None, None).await.map_err(failed)?;
+            self.adopt_at_last(stream, noted.state, None, None).await;
             let why = "another version took over meanwhile; look at it and ask again";
-            return Err(WishError::Failed(why.into()));
+            return Err(WishError::Overtaken(why.into()));
         }
         if with_text {
             self.parts.python.scripts.remember(script);
         }
         if action != ScriptAction::Refused {
-            self.adopt(stream, noted.state, canary, saved_at).await.map_err(failed)?;
+            self.adopt_at_last(stream, noted.state, canary, saved_at).await;
         }
         metrics::counter!(m::SCRIPT_SWAPS, "script" => script.name.clone(), "result" => action.name())
             .increment(1);

@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 pub struct RollBack {
     /// The version at fault.
     pub from: String,
+    /// An earlier one that is not.
+    pub to: String,
     /// Why.
     pub why: String,
 }

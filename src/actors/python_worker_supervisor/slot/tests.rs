@@ -140,7 +140,10 @@ async fn a_new_version_replaces_idle_workers_but_not_those_of_pinned_batches() {
     let script = Arc::new(Script::new("s", Path::new("s.py"), "new"));
     let state = ScriptState::default();
     let since = Instant::now();
-    bench.slot.board.show(0, Current { state, script, fallback: None, since, saved_at: None });
+    bench
+        .slot
+        .board
+        .show(0, Current { state, script, fallbacks: Vec::new(), since, saved_at: None });
     bench.slot.retire_others(0);
     assert_eq!(&*bench.released().await, "lease-1");
     assert_eq!([lane(0), pinned.clone(), lane(1)].map(|key| bench.slot.live(&key)), [0, 1, 1]);
