@@ -66,46 +66,73 @@ fn a_version_that_passes_its_trial_and_fails_on_live_data_is_rolled_back() {
     drop(redis);
 }
 
+/// Sends `n` events of the stream `features` whose entities begin with `prefix`.
+fn send(bench: &Bench, prefix: &str, n: usize) {
+    let event = |i| {
+        crate::support::Sent {
+        payload: Some(
+            format!(
+                r#"{{"entity_id":"{prefix}{i}","feature_name":"f","value":1,"validated_at":"2024-05-01T10:00:00Z"}}"#
+            )
+            .into_bytes(),
+        ),
+        ..crate::support::Sent::default()
+    }
+    };
+    let events: Vec<_> = (0..n).map(event).collect();
+    crate::support::produce(&bench.config.kafka.brokers, bench.topic("features"), &events);
+}
+
+/// What fails on odd entities.
+const ODD: &str = "if event['entity_id'].startswith('odd'): raise ValueError('odd')";
+
+/// A node with this first version, which has had 2,000 even events.
+fn node_with(bench: &mut Bench, first: &str) -> NodeProcess {
+    bench.config.streams.truncate(1);
+    std::fs::write(file(bench, "features"), first).unwrap();
+    let node = bench.node("process,store");
+    send(bench, "even", 2_000);
+    wait_for("a batch", || (node.committed_events() == 2_000).then_some(()));
+    node
+}
+
 #[test]
 fn rows_that_the_version_before_fails_on_as_well_are_data_and_dead() {
     let Some(brokers) = broker("live_swap: the data's fault") else { return };
     let mut bench = bench(&brokers);
-    bench.config.streams.truncate(1);
-    let gate = bench.dir.path().join("gate");
-    let odd = format!(
-        "if os.path.exists({gate:?}) and event['entity_id'].startswith('odd'): raise ValueError('odd')"
-    );
-    std::fs::write(file(&bench, "features"), stamped(1, &odd)).unwrap();
-    let node = bench.node("process,store");
-    let send = |prefix: &str, n: usize| {
-        let event = |i| {
-            crate::support::Sent {
-            payload: Some(
-                format!(
-                    r#"{{"entity_id":"{prefix}{i}","feature_name":"f","value":1,"validated_at":"2024-05-01T10:00:00Z"}}"#
-                )
-                .into_bytes(),
-            ),
-            ..crate::support::Sent::default()
-        }
-        };
-        let events: Vec<_> = (0..n).map(event).collect();
-        crate::support::produce(&brokers, bench.topic("features"), &events);
-    };
-    send("even", 2_000);
-    wait_for("a batch", || (node.committed_events() == 2_000).then_some(()));
-    let second = stamped(2, &odd);
+    let node = node_with(&mut bench, &stamped(1, ODD));
+    let second = stamped(2, ODD);
     assert_eq!(deploy(&node, "features", &second)["action"], "deployed");
-    std::fs::write(&gate, "").unwrap();
     // Nearly all of them: more than a fifth, in the first minute of a version.
-    send("odd", 3_000);
-    send("even", 100);
+    send(&bench, "odd", 3_000);
+    send(&bench, "even", 100);
     node.verify();
     assert_eq!(dead_by_script(&node), 3_000);
     let running = script_of(&node, "features")["version"].clone();
     assert_eq!(running, version_of(&bench, "features", &second), "it is not its fault");
     let rows = node.query("SELECT count(*) AS n FROM features_table")[0]["n"].clone();
     assert_eq!(rows, 2_100);
+    node.stop_well();
+    bench.judge_books();
+}
+
+#[test]
+fn two_bad_versions_in_a_row_are_held_against_the_good_one_before_them() {
+    let Some(brokers) = broker("live_swap: two bad versions") else { return };
+    let mut bench = bench(&brokers);
+    let good = stamped(1, "pass");
+    let node = node_with(&mut bench, &good);
+    // The same mistake in both, which no batch has shown yet.
+    for version in [2, 3] {
+        assert_eq!(deploy(&node, "features", &stamped(version, ODD))["action"], "deployed");
+    }
+    send(&bench, "odd", 700);
+    node.verify();
+    assert_eq!(dead_by_script(&node), 0);
+    let running = script_of(&node, "features")["version"].clone();
+    assert_eq!(running, version_of(&bench, "features", &good));
+    let rows = node.query("SELECT count(*) AS n FROM features_table")[0]["n"].clone();
+    assert_eq!(rows, 2_700);
     node.stop_well();
     bench.judge_books();
 }

@@ -146,8 +146,8 @@ fn a_helper_module_belongs_to_the_version() {
 fn a_paused_stream_waits_and_the_others_do_not() {
     let Some(brokers) = broker("live_swap: paused") else { return };
     let mut bench = bench(&brokers);
-    // Much less than what will wait.
-    bench.config.kafka.max_inflight_bytes = 1 << 20;
+    // Less than what will wait.
+    bench.config.kafka.max_inflight_bytes = 16 << 20;
     bench.config.batch.max_bytes = 1 << 18;
     std::fs::write(file(&bench, "features"), stamped(1, "pass")).unwrap();
     let node = bench.node("process,store");
@@ -158,7 +158,7 @@ fn a_paused_stream_waits_and_the_others_do_not() {
     assert_eq!((status, &paused["action"]), (200, &json!("paused")), "{paused}");
     wait_for("the pause", || (script_of(&node, "features")["paused"] == "a look").then_some(()));
     assert!(node.metric("millstream_script_paused", &["features"]) > 0.5);
-    produce(&brokers, bench.topic("features"), &events(30_000));
+    produce(&brokers, bench.topic("features"), &events(150_000));
     let click = |i| Sent {
         payload: Some(
             format!(r#"{{"user_id":{i},"action":"click","timestamp":"2024-05-01T10:00:00Z"}}"#)
@@ -182,7 +182,7 @@ fn a_paused_stream_waits_and_the_others_do_not() {
     assert_eq!((status, &resumed["action"]), (200, &json!("resumed")), "{resumed}");
     node.verify();
     let sql = "SELECT count(*) AS n FROM features_table WHERE epoch(created_at) = epoch(TIMESTAMPTZ '2000-01-01 00:00:02+00')";
-    assert_eq!(node.query(sql)[0]["n"], 30_000);
+    assert_eq!(node.query(sql)[0]["n"], 150_000);
     let (status, why) = post(&node, "resume", &json!({ "stream": "features" }));
     assert!(status == 400 && why["error"].as_str().unwrap().contains("not paused"), "{why}");
     node.stop_well();

@@ -54,11 +54,11 @@ impl Defect {
         (Self::BadRowsDropped, 2_000),
         (Self::StreamTrimmed, 2_000),
         (Self::LeaseWithoutQuarantine, 2_000),
-        (Self::PromiseOverwritten, 2_000),
         (Self::PromiseNotAwaited, 2_000),
         (Self::LeaseOfUnknownRun, 2_000),
         (Self::SilentReconnect, 2_000),
         // These need a rare moment.
+        (Self::PromiseOverwritten, 20_000),
         (Self::RebuiltWithoutWipe, 20_000),
         (Self::ComparedBeforeCommit, 20_000),
         (Self::ReopenedWithoutLook, 20_000),

@@ -119,7 +119,7 @@ pub struct Canary {
     number: u64,
     stream: String,
     sha256: String,
-    worker: Option<Worker>,
+    worker: Option<Box<Worker>>,
     status: Arc<PythonStatus>,
 }
 
@@ -135,12 +135,12 @@ impl Canary {
             ..WorkerStatus::default()
         };
         lock(&status.workers).insert(number, shown);
-        Self { number, stream: stream.to_owned(), sha256, worker: Some(worker), status }
+        Self { number, stream: stream.to_owned(), sha256, worker: Some(Box::new(worker)), status }
     }
 
     /// The worker; `None`: it was taken.
     pub fn worker(&mut self) -> Option<&mut Worker> {
-        self.worker.as_mut()
+        self.worker.as_deref_mut()
     }
 
     /// It becomes a worker of a lane.
@@ -153,7 +153,7 @@ impl Canary {
             start_s: worker.start_s(),
             ..WorkerStatus::default()
         };
-        slot.add(key, self.number, worker, status);
+        slot.add(key, self.number, *worker, status);
     }
 }
 
