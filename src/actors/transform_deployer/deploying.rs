@@ -247,8 +247,12 @@ impl Deploying {
             let stream = &self.config.streams[stream].name;
             tracing::warn!(%error, stream, version = sha256, "a saved version is not deployed");
         }
+        let mut on_trial = self.on_trial.borrow_mut();
+        if on_trial.get(&stream) == Some(&sha256) {
+            on_trial.remove(&stream);
+        }
+        // Else the file says something else by now, which was looked at since.
         if *self.streams[stream].saves.borrow() == save {
-            self.on_trial.borrow_mut().remove(&stream);
             self.parts.desk.set_seen(stream, &sha256);
         }
     }

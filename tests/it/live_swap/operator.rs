@@ -268,6 +268,19 @@ fn nodes_follow_each_other_and_the_newest_save_counts() {
     wait_running(&store, "features", &version);
     wait_running(&other, "features", &version);
     assert_eq!(stamps_of_more(&bench, &store), [2.0]);
+
+    // Undoing a save ends its trial, and does not spoil the same text for later.
+    for _ in 0..2 {
+        save(&bench, "features", &(stamped(9, "pass") + "\nwhile True:\n    pass\n"));
+        wait_for("the trial", || script_of(&store, "features")["trying"].as_str().map(drop));
+        save(&bench, "features", &second);
+        wait_for("its end", || script_of(&store, "features")["trying"].is_null().then_some(()));
+    }
+    assert_eq!(script_of(&store, "features")["version"], version);
+    wait_for("the history of it", || {
+        let events = history(&store, "features");
+        (events.iter().filter(|e| e["action"] == "refused").count() == 3).then_some(())
+    });
     other.stop_well();
     store.stop_well();
     drop(redis);
