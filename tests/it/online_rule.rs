@@ -49,14 +49,14 @@ impl Model {
             Admission::Early => unreachable!("the promise decides that"),
             Admission::Admitted => {}
         }
-        let Promise { from, settled, .. } = *promise;
+        let settled = promise.settled;
         let promise =
             serde_json::json!({ "to": promise.to, "script_sha256": promise.script_sha256 });
         let promised = self.hashes.get(&key("promised"));
         let noted = promised.and_then(|p| p.get(source.0.as_ref()));
         let noted = noted.map(|p| serde_json::from_str(p).unwrap());
         let new = serde_json::from_value(promise.clone()).unwrap();
-        match promise_fate(noted.as_ref(), from, &new, settled) {
+        match promise_fate(noted.as_ref(), &new, settled) {
             PromiseFate::Noted => {
                 let promised = self.hashes.entry(key("promised")).or_default();
                 promised.insert(source.0.to_string(), promise.to_string());
@@ -146,10 +146,9 @@ async fn compare(connection: &mut ConnectionManager, seed: u64) -> BTreeMap<&'st
             _ => {
                 let generation = GENERATIONS[random.random_range(0..GENERATIONS.len())];
                 let promise = Promise {
-                    from: random.random_range(0..9),
                     to: random.random_range(0..9),
                     script_sha256: ["h", "i"][random.random_range(0..2)],
-                    settled: random.random_bool(0.5),
+                    settled: random.random_bool(0.7),
                 };
                 let values = random_values(&mut random);
                 let outcome =

@@ -21,10 +21,8 @@ use tokio::sync::mpsc;
 const LISTEN: Duration = Duration::from_secs(5);
 /// Entries that one round trip puts on the queue at most.
 const ENTRIES_A_TRIP: usize = 16;
-/// How soon a part is tried again that must not be online before an earlier one; twice as long each
-/// time, up to the longest wait.
-const FIRST_SETTLING: Duration = Duration::from_millis(2);
-const LONGEST_SETTLING: Duration = Duration::from_millis(100);
+/// How soon a part is tried again that must not be online before what another script version made.
+const SETTLING: Duration = Duration::from_millis(5);
 
 /// Writes a batch's critical features online. Gives the batch back without the parts whose token
 /// is not the current one: either the source has another owner, or Redis lost the token, and only
@@ -74,8 +72,8 @@ pub(super) async fn write_online(
 #[error("Redis lost everything")]
 pub(super) struct GenerationChanged;
 
-/// Waits until what comes before the part is online or, where another script version made it,
-/// durable; a source that was closed meanwhile is read again.
+/// Waits until what another script version made before the part is durable; a source that was closed
+/// meanwhile is read again.
 async fn write_part(
     connection: &mut ConnectionManager,
     keys: &Keys,
@@ -84,17 +82,13 @@ async fn write_part(
     script_sha256: &str,
     durable: &DurablePositions,
 ) -> OnlineOutcome {
-    let mut wait = FIRST_SETTLING;
     loop {
         let (source, token, values) = (&part.source, part.token, &part.online);
         let known = durable.get(source);
         let settled = known.is_some_and(|at| part.from <= at);
-        let promise = Promise { from: part.from, to: part.to, script_sha256, settled };
+        let promise = Promise { to: part.to, script_sha256, settled };
         match online::write(connection, keys, generation, source, token, &promise, values).await {
-            Ok(OnlineOutcome::Early) if known.is_some() => {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(LONGEST_SETTLING);
-            }
+            Ok(OnlineOutcome::Early) if known.is_some() => tokio::time::sleep(SETTLING).await,
             Ok(outcome) => return outcome,
             Err(error) => {
                 METER.error("redis");

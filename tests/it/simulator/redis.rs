@@ -76,8 +76,6 @@ pub struct Writing<'a> {
     pub token: Token,
     /// What becomes online, and by which script.
     pub promised: Promised,
-    /// The part's first position.
-    pub from: i64,
     /// Whether everything before the part is durable.
     pub settled: bool,
     /// Newest of each key.
@@ -163,7 +161,7 @@ impl World {
         let settled = write.settled || self.has(Defect::PromiseNotAwaited);
         let overwrite = self.has(Defect::PromiseOverwritten);
         let promised = &mut self.redis.keys.promised[write.p];
-        match promise_fate(promised.as_ref(), write.from, &write.promised, settled) {
+        match promise_fate(promised.as_ref(), &write.promised, settled) {
             PromiseFate::Early => return false,
             PromiseFate::KeptOut if !overwrite => {}
             _ => *promised = Some(write.promised.clone()),

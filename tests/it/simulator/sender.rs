@@ -162,7 +162,7 @@ impl World {
         let durable = self.nodes[n].durable[p];
         let settled = durable.is_some_and(|at| from <= at);
         let write =
-            Writing { generation: &generation, p, token, promised, from, settled, values: &values };
+            Writing { generation: &generation, p, token, promised, settled, values: &values };
         let admission = self.write_online(&write);
         let (number, node) = (token.number, format!("node{n}"));
         say!(self, node, "online {p}/[{from},{to}) token {number}: {admission:?} {net:?}");

@@ -317,7 +317,7 @@ impl Serving {
         let Opened { token, generation, .. } = opened;
         let (keys, source) = (&self.keys, &self.source);
         // One batch at a time: everything before it is durable.
-        let promise = Promise { from: 0, to, script_sha256: "", settled: true };
+        let promise = Promise { to, script_sha256: "", settled: true };
         match online::write(commands, keys, generation, source, *token, &promise, values).await? {
             OnlineOutcome::Written => Ok(()),
             OnlineOutcome::Fenced => bail!("{source} was opened by another, or Redis was emptied"),
