@@ -15,7 +15,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `desk` | where wishes come in; outlives the actor |
-//! | `deploying` | what is done about them |
+//! | `deploying` | what is done about them, and about versions at fault |
+//! | `saved` | what is done about saved files |
 //! | `noting` | what is written down, and going by it |
 //! | `files` | which saved files are new versions |
 //! | `watch` | when to look at the files |
@@ -26,6 +27,7 @@ mod desk;
 mod files;
 pub mod history;
 mod noting;
+mod saved;
 mod watch;
 
 pub use desk::{Decided, DeployDesk, Wish, WishError};

@@ -1,4 +1,4 @@
-//! A hundred swaps under load, one every 0.6 s where the machine is fast enough, every second one broken.
+//! A hundred swaps in a minute under load, every second one broken.
 
 use super::{
     bench, deploy, history, save, script_of, stamped, version_of, wait_decided, wait_running,
@@ -41,7 +41,7 @@ fn broken(kind: &str, number: u32) -> String {
 }
 
 #[test]
-fn a_hundred_swaps_under_load_every_second_one_broken() {
+fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
     let Some(brokers) = broker("live_swap: a hundred swaps") else { return };
     let _alone = Slot::alone();
     let mut bench = bench(&brokers);
@@ -104,8 +104,8 @@ fn a_hundred_swaps_under_load_every_second_one_broken() {
     for (kind, (n, sum)) in &took_by_kind {
         println!("{kind}: decided after {:?} on average", *sum / *n);
     }
-    // Said, not asserted: how fast they can be depends on the machine and on what else it does.
     println!("{SWAPS} swaps took {took:?}");
+    assert!(took < STORM + Duration::from_secs(1), "the swaps took {took:?}");
 
     tasks.stop();
     node.verify();
