@@ -217,7 +217,8 @@ pub struct StoreConfig {
     pub file: PathBuf,
     /// Feature rows after which a group of writes is committed.
     pub group_rows: usize,
-    /// How long a transaction waits for further writes, in milliseconds; 0: it takes what is there.
+    /// Milliseconds since the last transaction for which a small one waits for further writes; 0: it
+    /// takes what is there. A transaction costs the store about 8 ms, however small it is.
     pub group_wait_ms: u64,
     /// DuckDB's memory limit, in MiB.
     pub memory_limit_mib: usize,
@@ -230,7 +231,7 @@ impl Default for StoreConfig {
         Self {
             file: PathBuf::from("features.duckdb"),
             group_rows: 200_000,
-            group_wait_ms: 0,
+            group_wait_ms: 20,
             memory_limit_mib: 2048,
             threads: 2,
         }

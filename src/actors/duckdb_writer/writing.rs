@@ -34,6 +34,8 @@ use std::{
 
 /// Entries that one transaction takes at most.
 const GROUP_ENTRIES: usize = 64;
+/// A transaction of so many rows is worth its fixed cost, and waits for no more.
+const ROWS_WORTH_IT: usize = 10_000;
 /// How often the thread looks up from an empty queue.
 const IDLE: Duration = Duration::from_millis(500);
 /// After trouble the file is opened again after so long, then after twice as long each time.
@@ -89,6 +91,8 @@ pub(super) struct Writing {
     /// The last batch that is durable, for others.
     durable_to: Arc<AtomicI64>,
     pause: Duration,
+    /// When the last transaction ended.
+    ended_at: Instant,
 }
 
 impl Writing {
@@ -100,7 +104,8 @@ impl Writing {
         stopping: Arc<AtomicBool>,
         durable_to: Arc<AtomicI64>,
     ) -> Self {
-        Self { parts, writer, note, jobs, stopping, durable_to, pause: FIRST_PAUSE }
+        let ended_at = Instant::now();
+        Self { parts, writer, note, jobs, stopping, durable_to, pause: FIRST_PAUSE, ended_at }
     }
 
     pub(super) fn run(mut self) {
@@ -266,9 +271,11 @@ impl Writing {
     }
 
     /// Takes the writes that are there, or come within the wait, into one transaction, up to the
-    /// group's size. Writes that come while a transaction commits share the next one.
+    /// group's size. Writes that come while a transaction commits share the next one. The wait begins
+    /// with the end of the last transaction: what comes after a pause is written at once, and small
+    /// writes in quick succession do not cost a transaction each.
     fn group(&mut self, first: Waiting) -> Result<Option<Job>, StoreError> {
-        let started = Instant::now();
+        let wait_until = self.ended_at + self.parts.group_wait;
         let rows_of = |w: &Waiting| {
             w.write.rows.iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>()
         };
@@ -276,13 +283,17 @@ impl Writing {
         let mut group = vec![first];
         let mut after = None;
         while rows < self.parts.group_rows && group.len() < GROUP_ENTRIES {
-            let entry = match self.jobs.recv_deadline(started + self.parts.group_wait) {
-                Ok(Job::Entry(entry)) => *entry,
-                Ok(other) => {
+            let next = match rows {
+                ..ROWS_WORTH_IT => self.jobs.recv_deadline(wait_until).ok(),
+                _ => self.jobs.try_recv().ok(),
+            };
+            let entry = match next {
+                Some(Job::Entry(entry)) => *entry,
+                Some(other) => {
                     after = Some(other);
                     break;
                 }
-                Err(_) => break,
+                None => break,
             };
             match Waiting::of(entry) {
                 Ok(waiting) if self.note.handling(&waiting.id) == Handling::Grouped => {
@@ -313,6 +324,7 @@ impl Writing {
         self.noted(|note| note.begin(group.iter().map(|w| w.id.as_str())));
         let decided = self.apply(group)?;
         self.noted(AttemptNote::end);
+        self.ended_at = Instant::now();
         METER.worked(started);
         metrics::gauge!(m::DUCKDB_FILE).set(self.writer.database().file_bytes() as f64);
         self.answer(decided);
