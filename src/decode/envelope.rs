@@ -7,7 +7,6 @@ use super::{
 use crate::config::{FieldType, SchemaField, StreamConfig};
 use serde::de::{MapAccess, Visitor};
 use std::fmt;
-use uuid::Uuid;
 
 /// The only table that takes plain writes.
 pub const TABLE: &str = "features_table";
@@ -42,7 +41,7 @@ pub struct Envelope<'a> {
 }
 
 impl<'de> Visitor<'de> for Envelope<'_> {
-    type Value = Option<Uuid>;
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with `table` and `data`")
@@ -56,7 +55,7 @@ impl<'de> Visitor<'de> for Envelope<'_> {
         let missing = |name: &str| {
             fail(found, reasons::MISSING_FIELD, format!("`{name}` is missing or null"))
         };
-        let (mut table, mut event_id) = (None, None);
+        let mut table = None;
         let mut row = Some(self.row);
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
@@ -67,7 +66,7 @@ impl<'de> Visitor<'de> for Envelope<'_> {
                     table = Some(text);
                 }
                 "data" => match row.take() {
-                    Some(row) => event_id = map.next_value_seed(row)?,
+                    Some(row) => map.next_value_seed(row)?,
                     None => return Err(twice("data")),
                 },
                 _ => map.next_value_seed(SKIP)?,
@@ -86,7 +85,7 @@ impl<'de> Visitor<'de> for Envelope<'_> {
             }
             Some(Some(_)) => {}
         }
-        if row.is_some() { Err(missing("data")) } else { Ok(event_id) }
+        if row.is_some() { Err(missing("data")) } else { Ok(()) }
     }
 }
 
@@ -104,7 +103,7 @@ mod tests {
 
     fn decode(text: &str) -> Result<crate::decode::Decoded, (String, String)> {
         let mut records = Records::default();
-        let payload = Some(text.as_bytes());
+        let payload = text.as_bytes().into();
         records.push(Record { position: 7, timestamp_us: NOW - 5, event_id: None, payload });
         let decoded = Decoder::plain_writes().decode(&[&[records]], NOW).unwrap();
         match decoded.dead[0].first() {

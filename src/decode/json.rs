@@ -2,14 +2,20 @@
 //!
 //! serde_json's streaming parser calls back for each field; there is no tree of values.
 
-use super::{Bad, columns::Column, envelope::Envelope, reasons, timestamp};
+use super::{
+    Bad,
+    cells::{self, Cell},
+    columns::Column,
+    envelope::Envelope,
+    reasons, timestamp,
+};
 use crate::config::{FieldType, StreamConfig};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
-use std::{cell::RefCell, fmt};
+use std::{cell, cell::RefCell, fmt};
 use uuid::Uuid;
 
 /// The key that carries the producer's UUID when the record has no header for it.
-const EVENT_ID: &str = "event_id";
+pub(super) const EVENT_ID: &str = "event_id";
 
 /// The schema, as the parser needs it.
 #[derive(Debug)]
@@ -47,12 +53,24 @@ impl Plan {
             table: None,
         }
     }
+
+    /// The rules of field `i`, for a value that goes into `column`.
+    pub(super) fn value<'a>(
+        &'a self,
+        i: usize,
+        column: &'a mut Column,
+        found: &'a Found,
+    ) -> Value<'a> {
+        let (name, kind) = &self.fields[i];
+        Value { name, kind: *kind, column, naive_is_utc: self.naive_is_utc, found }
+    }
 }
 
 /// What a callback found wrong; the parser's own error only says where.
 pub(super) type Found = RefCell<Option<Bad>>;
 
 /// Parses `text` into row `row` of the columns. On an error some of the columns may have been put.
+/// `event_id` is what the object says under that key, on an error as well when it got that far.
 ///
 /// # Errors
 /// Why the record is dead.
@@ -61,15 +79,16 @@ pub fn parse(
     plan: &Plan,
     columns: &mut [Column],
     row: usize,
-) -> Result<Option<Uuid>, Bad> {
+    event_id: &cell::Cell<Option<Uuid>>,
+) -> Result<(), Bad> {
     let found = Found::default();
     let mut json = serde_json::Deserializer::from_str(text);
-    let visitor = Row { plan, columns, row, found: &found };
+    let visitor = Row { plan, columns, row, event_id, found: &found };
     let result = match plan.table {
         None => json.deserialize_map(visitor),
         Some(table) => json.deserialize_map(Envelope { table, row: visitor }),
     };
-    let result = result.and_then(|id| json.end().map(|()| id));
+    let result = result.and_then(|()| json.end());
     result.map_err(|e| found.take().unwrap_or_else(|| classify(&e)))
 }
 
@@ -93,11 +112,12 @@ pub(super) struct Row<'a> {
     plan: &'a Plan,
     columns: &'a mut [Column],
     row: usize,
+    event_id: &'a cell::Cell<Option<Uuid>>,
     pub(super) found: &'a Found,
 }
 
 impl<'de> DeserializeSeed<'de> for Row<'_> {
-    type Value = Option<Uuid>;
+    type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         d.deserialize_map(self)
@@ -105,39 +125,31 @@ impl<'de> DeserializeSeed<'de> for Row<'_> {
 }
 
 impl<'de> Visitor<'de> for Row<'_> {
-    type Value = Option<Uuid>;
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut event_id = None;
         let mut expected = 0;
         while let Some(key) = map.next_key_seed(Key { plan: self.plan, expected })? {
             match key {
                 Name::Field(i) => {
                     expected = i + 1;
-                    let (name, kind) = &self.plan.fields[i];
                     let column = &mut self.columns[i];
                     if column.is_put(self.row) {
-                        let detail = format!("`{name}` stands twice in the object");
+                        let detail =
+                            format!("`{}` stands twice in the object", self.plan.fields[i].0);
                         return Err(fail(self.found, reasons::DUPLICATE_FIELD, detail));
                     }
-                    let naive_is_utc = self.plan.naive_is_utc;
-                    map.next_value_seed(Value {
-                        name,
-                        kind: *kind,
-                        column,
-                        naive_is_utc,
-                        found: self.found,
-                    })?;
+                    map.next_value_seed(self.plan.value(i, column, self.found))?;
                 }
-                Name::EventId => event_id = map.next_value_seed(EventId)?,
+                Name::EventId => self.event_id.set(map.next_value_seed(EventId)?),
                 Name::Unknown => map.next_value_seed(SKIP)?,
             }
         }
-        Ok(event_id)
+        Ok(())
     }
 }
 
@@ -183,7 +195,7 @@ impl Visitor<'_> for Key<'_> {
 }
 
 /// One field's value into its column.
-struct Value<'a> {
+pub(super) struct Value<'a> {
     name: &'a str,
     kind: FieldType,
     column: &'a mut Column,
@@ -210,6 +222,57 @@ impl Value<'_> {
             }
             None => Err(self.out_of_range(value)),
         }
+    }
+
+    /// Puts a value that is no JSON text, as if it were.
+    ///
+    /// # Errors
+    /// Why its record is dead.
+    pub(super) fn put(self, cell: Cell<'_>) -> Result<(), Bad> {
+        let found = self.found;
+        let put: Result<(), serde_json::Error> = match cell {
+            Cell::Null => self.visit_unit(),
+            Cell::Untyped(text) if cells::is_literal(text, self.kind) => {
+                let name = self.name;
+                let put = serde_json::Deserializer::from_str(text).deserialize_any(self);
+                return put.map_err(|_: serde_json::Error| {
+                    // By its grammar it is a number; what is left is its size.
+                    found.take().unwrap_or_else(|| {
+                        let detail = format!("`{name}` cannot hold {text}");
+                        Bad::new(reasons::NUMBER_OUT_OF_RANGE, detail)
+                    })
+                });
+            }
+            Cell::Untyped(text) | Cell::Text(text) => self.visit_str(text),
+            Cell::Int(v) => self.visit_i64(v),
+            Cell::Unsigned(v) => self.visit_u64(v),
+            Cell::Float(v) => self.visit_f64(v),
+            Cell::Bool(v) => self.visit_bool(v),
+            Cell::Instant(count, decimals) => self.put_instant(count, decimals),
+        };
+        put.map_err(|e| found.take().unwrap_or_else(|| classify(&e)))
+    }
+
+    /// An instant, floored to what the declared type can say. What JSON cannot say at all is judged
+    /// as its text would be.
+    fn put_instant<E: de::Error>(self, count: i64, decimals: u8) -> Result<(), E> {
+        if let Some(unit) = cells::unit_decimals(self.kind) {
+            let count = cells::in_unit(count, decimals, unit);
+            return match i64::try_from(count) {
+                Ok(count) => self.visit_i64(count),
+                Err(_) => Err(self.out_of_range(count)),
+            };
+        }
+        if self.kind == FieldType::Timestamp {
+            let us = cells::in_unit(count, decimals, 6);
+            if let Some(us) =
+                i64::try_from(us).ok().filter(|us| timestamp::RFC_3339_US.contains(us))
+            {
+                self.column.put_i64(us);
+                return Ok(());
+            }
+        }
+        self.visit_str(&cells::instant_text(count, decimals))
     }
 }
 

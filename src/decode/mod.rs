@@ -4,9 +4,13 @@
 //! and `_row` — and a dead letter for each bad one. A bad record never takes a good one with it:
 //! what it had already put into the columns is taken back.
 //!
+//! The rows of CSV and Parquet files come as [`Cells`] and go the same way without being JSON in
+//! between; the rules are the same ones.
+//!
 //! Checked here: UTF-8, JSON, declared types, required fields, the event timestamp and its bounds,
 //! finite numbers, size. The reasons are listed in [`reasons`].
 
+mod cells;
 mod columns;
 mod envelope;
 mod json;
@@ -15,15 +19,16 @@ pub mod timestamp;
 
 use crate::{
     config::{FieldType, StreamConfig},
-    messages::{DeadLetter, Records, Stage},
+    messages::{DeadLetter, Payload, Records, Stage},
 };
 use arrow::{
     array::{ArrayRef, RecordBatch, UInt32Array},
     datatypes::{DataType, Field, Schema, SchemaRef},
     error::ArrowError,
 };
+pub use cells::{CellColumn, CellValues, Cells, ObjectText, Texts};
 use columns::Column;
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 use uuid::Uuid;
 
 /// Longest record that is decoded, in bytes.
@@ -42,7 +47,7 @@ pub struct Bad {
 }
 
 impl Bad {
-    fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
 }
@@ -127,7 +132,9 @@ impl Decoder {
                 for record in records.iter() {
                     if let Err(bad) = rows.take(&record, index, now_us) {
                         let entity = rows.entity_hint.take();
-                        letters.push(DeadLetter::of(&record, entity, Stage::Decode, bad));
+                        let mut letter = DeadLetter::of(&record, entity, Stage::Decode, bad);
+                        letter.event_id = letter.event_id.or(rows.event_id_hint.take());
+                        letters.push(letter);
                     }
                     index += 1;
                 }
@@ -150,6 +157,8 @@ struct Rows<'a> {
     max_timestamp_slack_us: i64,
     /// The entity of the record that was refused last, when it got that far.
     entity_hint: Option<String>,
+    /// What it said of its id, likewise.
+    event_id_hint: Option<Uuid>,
 }
 
 impl<'a> Rows<'a> {
@@ -163,6 +172,7 @@ impl<'a> Rows<'a> {
             record_of_row: Vec::with_capacity(n),
             max_timestamp_slack_us: decoder.stream.future_tolerance_s.cast_signed() * 1_000_000,
             entity_hint: None,
+            event_id_hint: None,
             decoder,
         }
     }
@@ -174,23 +184,20 @@ impl<'a> Rows<'a> {
         index: u32,
         now_us: i64,
     ) -> Result<(), Bad> {
-        let payload = match record.payload {
-            None => return Err(Bad::new(reasons::NULL_PAYLOAD, "the record has no payload")),
-            Some([]) => return Err(Bad::new(reasons::EMPTY_PAYLOAD, "the payload is empty")),
-            Some(p) if p.len() > MAX_RECORD_BYTES => {
-                let detail = format!("{} bytes, at most {MAX_RECORD_BYTES}", p.len());
-                return Err(Bad::new(reasons::RECORD_TOO_LARGE, detail));
-            }
-            Some(p) => p,
-        };
-        let text = std::str::from_utf8(payload)
-            .map_err(|e| Bad::new(reasons::INVALID_UTF8, e.to_string()))?;
         let plan = &self.decoder.plan;
         let row = self.positions.len();
-        let parsed = json::parse(text, plan, &mut self.columns, row)
-            .and_then(|event_id| self.check(plan, now_us).map(|()| event_id));
+        let event_id = Cell::new(None);
+        let parsed = match record.payload {
+            Payload::Json(payload) => text_of(payload)
+                .and_then(|text| json::parse(text, plan, &mut self.columns, row, &event_id)),
+            // Its event id stands in the record already.
+            Payload::Row(cells, i) => cells.put(i, plan, &mut self.columns, row),
+            Payload::Null => Err(Bad::new(reasons::NULL_PAYLOAD, "the record has no payload")),
+        };
+        let parsed = parsed.and_then(|()| self.check(plan, now_us));
+        let event_id = event_id.get();
         match parsed {
-            Ok(event_id) => {
+            Ok(()) => {
                 self.columns.iter_mut().for_each(|c| c.complete(row + 1));
                 let made = plan.created_at.and_then(|i| self.columns[i].last_i64());
                 self.created_at_us.push(made.unwrap_or(record.timestamp_us));
@@ -200,6 +207,7 @@ impl<'a> Rows<'a> {
                 Ok(())
             }
             Err(bad) => {
+                self.event_id_hint = event_id;
                 self.entity_hint = self.columns[plan.entity].text_at(row).filter(|t| !t.is_empty());
                 self.columns.iter_mut().for_each(|c| c.roll_back(row));
                 Err(bad)
@@ -260,6 +268,21 @@ impl<'a> Rows<'a> {
             dead,
         })
     }
+}
+
+/// A payload as text, if it may be decoded at all.
+fn text_of(payload: &[u8]) -> Result<&str, Bad> {
+    match payload.len() {
+        0 => Err(Bad::new(reasons::EMPTY_PAYLOAD, "the payload is empty")),
+        bytes if bytes > MAX_RECORD_BYTES => Err(too_large(bytes)),
+        _ => {
+            std::str::from_utf8(payload).map_err(|e| Bad::new(reasons::INVALID_UTF8, e.to_string()))
+        }
+    }
+}
+
+fn too_large(bytes: usize) -> Bad {
+    Bad::new(reasons::RECORD_TOO_LARGE, format!("{bytes} bytes, at most {MAX_RECORD_BYTES}"))
 }
 
 /// The bounds of an event timestamp: not before 1900, not further ahead than the tolerance. A

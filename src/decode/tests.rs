@@ -21,7 +21,7 @@ fn records(payloads: &[Option<&[u8]>]) -> Records {
             position: 100 + i as i64,
             timestamp_us: NOW,
             event_id: None,
-            payload: *payload,
+            payload: (*payload).into(),
         };
         records.push(record);
     }
@@ -160,6 +160,12 @@ fn ids_come_from_the_header_or_the_field_and_unknown_fields_are_left_alone() {
     assert_eq!(id_of(&format!("\"event_id\":\"{id}\"")).to_string(), id);
     assert!(id_of("\"event_id\":[1,{\"a\":null}]").is_nil());
     assert!(id_of("\"other\":{\"entity_id\":\"not me\"}").is_nil());
+
+    let bad = GOOD.replacen('{', &format!("{{\"event_id\":\"{id}\","), 1).replace("1.5", "\"1.5\"");
+    let null = records(&[Some(bad.as_bytes()), Some(b"{\"value\":[]}"), None]);
+    let decoded = d.decode(&[&[null]], NOW).unwrap();
+    let ids: Vec<_> = decoded.dead[0].iter().map(|letter| letter.event_id).collect();
+    assert_eq!(ids, [Some(id.parse().unwrap()), None, None], "a bad record keeps the id it says");
 }
 
 #[test]

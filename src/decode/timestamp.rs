@@ -1,6 +1,10 @@
 //! RFC 3339 timestamps to UTC microseconds, floored.
 
 use chrono::{DateTime, NaiveDateTime};
+use std::ops::Range;
+
+/// The microseconds that RFC 3339 can say: the years 0 to 9999.
+pub const RFC_3339_US: Range<i64> = -62_167_219_200_000_000..253_402_300_800_000_000;
 
 /// Reads an RFC 3339 timestamp. One without a zone is read as UTC if `naive_is_utc`, else refused.
 ///
@@ -74,6 +78,16 @@ fn number(digits: &[u8]) -> Option<i64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_years_0_to_9999_can_be_said() {
+        let text = |us| chrono::DateTime::from_timestamp_micros(us).unwrap().to_rfc3339();
+        let Range { start, end } = RFC_3339_US;
+        assert_eq!(text(start), "0000-01-01T00:00:00+00:00");
+        assert_eq!(text(end - 1), "9999-12-31T23:59:59.999999+00:00");
+        assert_eq!(parse(&text(start), false), Ok(start));
+        assert!(parse(&text(start - 1), false).is_err() && parse(&text(end), false).is_err());
+    }
 
     #[test]
     fn zones_fractions_and_refusals() {

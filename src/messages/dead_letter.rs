@@ -85,7 +85,8 @@ impl DeadLetter {
         reason: String,
         detail: String,
     ) -> Self {
-        let raw = record.payload;
+        let raw = record.payload.raw();
+        let raw = raw.as_deref();
         Self {
             pos: record.position,
             event_id: record.event_id,
