@@ -14,6 +14,7 @@ mod records;
 mod replay;
 mod script;
 mod source;
+mod upload;
 mod write;
 
 pub use batch::{EventBatch, SourceBatch};
@@ -23,11 +24,13 @@ pub use dead_letter::{
 };
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
-pub use records::{Credit, RECORD_OVERHEAD, Record, Records};
+pub use records::{Credit, Payload, RECORD_OVERHEAD, Record, Records};
 pub use replay::{LetterToReplay, OfSource, RegisterReplay, ReplayHead, replayed_letters_schema};
 pub use script::{NoteScript, ScriptNoted, ScriptText};
 pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
+pub use upload::{RegisterUpload, UploadRegistered};
 pub use write::{
-    Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, PartHeader, PartVerdict, QueueEntry,
-    QueueReply, QueueRequest, ReadReply, ReadRequest, Repair, WriteHeader, WriteRequest,
+    Applied, AppliedEntry, ChunkFile, DurablePart, DurableRows, EntryDuty, OnlineDuty, PartHeader,
+    PartVerdict, QueueEntry, QueueReply, QueueRequest, ReadReply, ReadRequest, Repair, WriteHeader,
+    WriteRequest,
 };

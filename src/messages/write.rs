@@ -4,6 +4,7 @@ use super::features::OnlineValue;
 use super::{
     replay::RegisterReplay,
     script::{NoteScript, ScriptNoted},
+    upload::{RegisterUpload, UploadRegistered},
 };
 use crate::protocol::{
     apply::Decision,
@@ -36,6 +37,18 @@ pub struct PartHeader {
     pub n_filtered: i64,
     /// Feature rows.
     pub n_rows: i64,
+    /// Where the rows are, when they do not travel with the write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<ChunkFile>,
+}
+
+/// The rows of a part as a Parquet file in the spool, see [`crate::spool`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkFile {
+    /// Its name in the folder of chunks.
+    pub name: String,
+    /// Lower-case hex of its SHA-256.
+    pub sha256: String,
 }
 
 /// What a write says besides its rows.
@@ -60,7 +73,7 @@ pub struct WriteRequest {
     pub header: WriteHeader,
     /// It was sent before and lost on the way: Redis may have lost its online values as well.
     pub again: bool,
-    /// Feature rows a part, see [`super::feature_row_schema`].
+    /// Feature rows a part, see [`super::feature_row_schema`]; none for a part with a chunk.
     pub rows: Vec<RecordBatch>,
     /// Dead letters a part, see [`super::dead_letter_schema`].
     pub dead: Vec<RecordBatch>,
@@ -84,6 +97,8 @@ pub enum QueueRequest {
     Register(RegisterReplay),
     /// Append to the history of a stream's script.
     Note(NoteScript),
+    /// Know an upload.
+    Upload(RegisterUpload),
     /// An entry that nobody can read; it is answered so that nobody waits for it.
     Unreadable(String),
 }
@@ -191,6 +206,8 @@ pub enum QueueReply {
     },
     /// To an event of a stream's script.
     Noted(ScriptNoted),
+    /// To the registration of an upload.
+    Uploaded(UploadRegistered),
     /// The store cannot take this entry, now or ever; its sources halt.
     Refused {
         /// One sentence for the operator.
@@ -248,8 +265,22 @@ pub struct DurablePart {
     pub source_no: i32,
     /// The token under which it was written.
     pub token: Token,
-    /// The rows, see [`super::feature_row_schema`].
-    pub rows: RecordBatch,
+    /// The rows.
+    pub rows: DurableRows,
+}
+
+/// Where the rows of a durable part are.
+#[derive(Debug)]
+pub enum DurableRows {
+    /// Here, see [`super::feature_row_schema`].
+    Sent(RecordBatch),
+    /// They came as a chunk: DuckDB has them, at these positions of the source.
+    Stored {
+        /// First position.
+        from: Position,
+        /// The position after the last.
+        to: Position,
+    },
 }
 
 /// A value that must not be online, and what takes its place.

@@ -225,6 +225,17 @@ pub async fn note_rebuilt(
     call.invoke_async(connection).await
 }
 
+/// The database that this namespace belongs to; `None` before a store has looked at it.
+///
+/// # Errors
+/// Redis' word.
+pub async fn database(
+    connection: &mut ConnectionManager,
+    keys: &Keys,
+) -> redis::RedisResult<Option<String>> {
+    redis::cmd("GET").arg(keys.store()).query_async(connection).await
+}
+
 /// Whether the online store is complete, so that "not there" means "no such value".
 ///
 /// # Errors

@@ -7,6 +7,7 @@
 //! | `from > next_pos` | [`Decision::Gap`], no effect |
 //! | `from < next_pos < to` | [`Decision::Overlap`], no effect |
 //! | `from == next_pos` | [`Decision::Apply`] |
+//! | `from == next_pos`, but its rows are in a file that is not there or not what it should be | [`Decision::Gap`], no effect: its source is read again |
 //!
 //! The decisions of one group are made on a copy of the watermarks that moves along with the
 //! group and is thrown away when the transaction rolls back.
@@ -84,16 +85,17 @@ impl Watermarks {
         self.sources.iter()
     }
 
-    /// Decides on the batch `[from, to)` and, when it applies, moves the watermark.
+    /// Decides on the batch `[from, to)`, without moving anything.
     /// An empty batch (`from == to`) only says that nothing is there.
-    pub fn offer(
-        &mut self,
+    #[must_use]
+    pub fn decide(
+        &self,
         source: &SourceName,
         token: Token,
         from: Position,
         to: Position,
     ) -> Decision {
-        let Some(state) = self.sources.get_mut(source) else { return Decision::Fenced };
+        let Some(state) = self.sources.get(source) else { return Decision::Fenced };
         if state.token != token {
             Decision::Fenced
         } else if to <= state.next_pos {
@@ -103,9 +105,25 @@ impl Watermarks {
         } else if from < state.next_pos {
             Decision::Overlap
         } else {
-            state.next_pos = to;
             Decision::Apply
         }
+    }
+
+    /// Decides on the batch `[from, to)` and, when it applies, moves the watermark.
+    pub fn offer(
+        &mut self,
+        source: &SourceName,
+        token: Token,
+        from: Position,
+        to: Position,
+    ) -> Decision {
+        let decision = self.decide(source, token, from, to);
+        if decision == Decision::Apply
+            && let Some(state) = self.sources.get_mut(source)
+        {
+            state.next_pos = to;
+        }
+        decision
     }
 }
 

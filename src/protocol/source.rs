@@ -43,6 +43,18 @@ impl SourceName {
     pub fn is_replay(&self) -> bool {
         self.0.starts_with("replay:")
     }
+
+    /// The source that the rows of an upload to a stream are.
+    #[must_use]
+    pub fn upload(stream: &str, upload_id: &str) -> Self {
+        Self(format!("upload:{stream}/{upload_id}").into())
+    }
+
+    /// Whether [`SourceName::upload`] named it.
+    #[must_use]
+    pub fn is_upload(&self) -> bool {
+        self.0.starts_with("upload:")
+    }
 }
 
 impl SourceName {

@@ -1,8 +1,8 @@
 //! Requests and answers as bytes.
 
 use crate::messages::{
-    DeadLetter, NoteScript, QueueReply, QueueRequest, RegisterReplay, ReplayHead, WriteHeader,
-    WriteRequest, dead_letter_schema, dead_letters_to_arrow, feature_row_schema,
+    DeadLetter, NoteScript, QueueReply, QueueRequest, RegisterReplay, RegisterUpload, ReplayHead,
+    WriteHeader, WriteRequest, dead_letter_schema, dead_letters_to_arrow, feature_row_schema,
     replayed_letters_schema,
 };
 use crate::protocol::source::{AdoptAt, OpenRequest, SourceName};
@@ -44,7 +44,8 @@ pub fn encode_adopt(source: &SourceName, at: AdoptAt) -> anyhow::Result<Fields> 
     Ok(vec![("kind", b"adopt".to_vec()), ("head", serde_json::to_vec(&(source, at))?)])
 }
 
-/// A write as fields: part `i` of the header has `rows[i]` and `dead[i]`.
+/// A write as fields: part `i` of the header has `rows[i]` and `dead[i]`. The rows of a part with a
+/// chunk are empty.
 ///
 /// # Errors
 /// When the columns do not fit the schema, which is a defect.
@@ -88,6 +89,14 @@ pub fn encode_note(note: &NoteScript) -> anyhow::Result<Fields> {
     Ok(vec![("kind", b"note".to_vec()), ("head", serde_json::to_vec(note)?)])
 }
 
+/// The registration of an upload as fields.
+///
+/// # Errors
+/// When it is no JSON, which is a defect.
+pub fn encode_upload(upload: &RegisterUpload) -> anyhow::Result<Fields> {
+    Ok(vec![("kind", b"upload".to_vec()), ("head", serde_json::to_vec(upload)?)])
+}
+
 fn ipc(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let mut writer = StreamWriter::try_new(Vec::with_capacity(bytes + 1_024), schema)?;
@@ -123,6 +132,7 @@ fn decode_request(entry: &StreamId) -> anyhow::Result<QueueRequest> {
             Ok(QueueRequest::Adopt { source, at })
         }
         b"note" => Ok(QueueRequest::Note(serde_json::from_slice(bytes("head")?)?)),
+        b"upload" => Ok(QueueRequest::Upload(serde_json::from_slice(bytes("head")?)?)),
         b"write" => {
             let header: WriteHeader = serde_json::from_slice(bytes("head")?)?;
             let parts = header.parts.len();
@@ -178,7 +188,7 @@ pub fn decode_reply(value: &Value) -> anyhow::Result<Answer> {
 mod tests {
     use super::*;
     use crate::{
-        messages::{PartHeader, Record, Stage},
+        messages::{ChunkFile, PartHeader, Payload, Record, Stage},
         protocol::source::{SourceName, Token},
     };
     use std::collections::HashMap;
@@ -202,6 +212,7 @@ mod tests {
             n_dead: 1,
             n_filtered: 0,
             n_rows: 0,
+            chunk: None,
         };
         WriteHeader {
             node: "n".into(),
@@ -214,8 +225,12 @@ mod tests {
 
     #[test]
     fn a_write_survives_the_way_with_its_parts_apart() {
-        let record =
-            Record { position: 3, timestamp_us: 0, event_id: None, payload: Some(&[0xff]) };
+        let record = Record {
+            position: 3,
+            timestamp_us: 0,
+            event_id: None,
+            payload: Payload::Json(&[0xff]),
+        };
         let letter = DeadLetter::with_reason(&record, None, Stage::Decode, "r".into(), "d".into());
         let empty = RecordBatch::new_empty(feature_row_schema());
         let sent = header(2);
@@ -250,6 +265,38 @@ mod tests {
             (sent.letters, sent.source, sent.owner)
         );
         assert_eq!((read.replay_id, read.stream), (sent.replay_id, sent.stream));
+    }
+
+    #[test]
+    fn an_upload_survives_the_way() {
+        let sent = RegisterUpload {
+            upload_id: "u".into(),
+            idempotency_key: "k \u{e4}".into(),
+            stream: "s".into(),
+            owner: "n".into(),
+            sha256: "ab".into(),
+            filename: "../x".into(),
+            format: "csv".into(),
+            compression: "none".into(),
+            size: u64::MAX,
+            rows: 3,
+            adopt: true,
+        };
+        let (_, _, request) = decode_entry(&entry(encode_upload(&sent).unwrap()));
+        let QueueRequest::Upload(read) = request else { panic!("{request:?}") };
+        assert_eq!(read, sent);
+    }
+
+    #[test]
+    fn a_chunk_is_named_in_the_header_only_where_there_is_one() {
+        let mut sent = header(2);
+        assert!(!serde_json::to_string(&sent).unwrap().contains("chunk"), "as before");
+        sent.parts[1].chunk = Some(ChunkFile { name: "a.parquet".into(), sha256: "ab".into() });
+        let empty = RecordBatch::new_empty(feature_row_schema());
+        let fields = encode_write(&sent, &[empty.clone(), empty], &[&[], &[]]).unwrap();
+        let (_, _, request) = decode_entry(&entry(fields));
+        let QueueRequest::Write(write) = request else { panic!("{request:?}") };
+        assert_eq!(write.header, sent);
     }
 
     #[test]

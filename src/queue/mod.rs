@@ -4,12 +4,12 @@
 //!
 //! | field | content |
 //! |---|---|
-//! | `kind` | `open`, `write`, `adopt`, or `register`: a replay of dead letters |
+//! | `kind` | `open`, `write`, `adopt`, `note`: of a stream's script, `upload`, or `register`: a replay of dead letters |
 //! | `to` | the list that the answer is pushed to |
 //! | `round` | echoed in the answer |
 //! | `again` | there when a write is sent a second time, because its entry was lost |
-//! | `head` | JSON: an open request, the ranges and counts of a write, an adoption, a replay |
-//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part; a replay's letters |
+//! | `head` | JSON: an open request, the ranges and counts of a write, an adoption, a note, an upload, a replay |
+//! | `rows` | a write's feature rows: an Arrow IPC stream with one batch a part, which is empty where the part's header names a chunk in the spool; a replay's letters |
 //! | `dead` | a write's dead letters, likewise; missing when there are none |
 //!
 //! Plain write requests come on a stream of their own, `{ns}:writes`; an entry has the fields
@@ -24,7 +24,7 @@ mod connection;
 
 pub use codec::{
     Answer, Fields, decode_entry, decode_reply, encode_adopt, encode_note, encode_open,
-    encode_register, encode_reply, encode_write,
+    encode_register, encode_reply, encode_upload, encode_write,
 };
 pub use connection::{RETRY, ReadingSlot, RedisLink, blocking_connection};
 
@@ -146,6 +146,12 @@ impl Keys {
         self.key("queue")
     }
 
+    /// Says that a node that takes files lives; it expires.
+    #[must_use]
+    pub fn upload_node(&self, node: &str) -> String {
+        self.key(&format!("upload_node:{node}"))
+    }
+
     /// Stream of reads.
     #[must_use]
     pub fn reads(&self) -> String {
@@ -186,6 +192,12 @@ impl Keys {
     #[must_use]
     pub fn run_id(&self) -> String {
         self.key("run_id")
+    }
+
+    /// The database that this namespace belongs to.
+    #[must_use]
+    pub fn store(&self) -> String {
+        self.key("store")
     }
 
     /// The generation whose online store is complete.

@@ -73,7 +73,7 @@ impl Audit {
 }
 
 /// Ids, what holding means, and the question; `?1` is the batch after which is audited.
-const QUESTIONS: [(&str, &str, &str); 9] = [
+const QUESTIONS: [(&str, &str, &str); 10] = [
     (
         "ledger_contiguous",
         "per source the ledger runs from its start to next_pos without a hole",
@@ -164,6 +164,21 @@ const QUESTIONS: [(&str, &str, &str); 9] = [
          UNION ALL
          SELECT format('source {} position {} is in {} replays', source_no, pos, count(*))
          FROM dead_letter_replays GROUP BY source_no, pos HAVING count(*) > 1",
+    ),
+    (
+        "uploads_whole",
+        "every upload has its id, key and source alone, and no source goes beyond the rows of its file",
+        "SELECT format('{} uploads have the {} {}', count(*), what, name)
+         FROM (SELECT 'id' AS what, upload_id AS name FROM uploads
+               UNION ALL SELECT 'key', idempotency_key FROM uploads
+               UNION ALL SELECT 'source', source FROM uploads)
+         GROUP BY what, name HAVING count(*) > 1
+         UNION ALL
+         SELECT format('{}: next_pos is {}, the file has {} rows', source, next_pos, rows)
+         FROM uploads JOIN sources USING (source) WHERE next_pos > rows
+         UNION ALL
+         SELECT format('{} belongs to no upload', source) FROM sources
+         WHERE starts_with(source, 'upload:') AND source NOT IN (SELECT source FROM uploads)",
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! Opening the database file, and opening it again.
 
 use super::{StoreError, lock::StoreLock, readers::Readers, schema};
-use crate::config::Config;
+use crate::{config::Config, spool::chunk_folder};
 use duckdb::Connection;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,9 @@ pub struct DatabaseOptions {
     pub memory_limit_mib: usize,
     /// DuckDB's threads.
     pub threads: usize,
+    /// Folder of the chunks that nodes leave for the store, see [`crate::spool`]; the only files
+    /// besides its own that DuckDB may open.
+    pub chunks: Option<PathBuf>,
 }
 
 impl DatabaseOptions {
@@ -24,6 +27,7 @@ impl DatabaseOptions {
             file: config.database(),
             memory_limit_mib: config.store.memory_limit_mib,
             threads: config.store.threads,
+            chunks: Some(chunk_folder(&config.spool())),
         }
     }
 }
@@ -34,6 +38,7 @@ pub struct Database {
     /// `None` only inside [`Database::reopen`].
     connection: Option<Connection>,
     readers: Readers,
+    /// Its `chunks` are an absolute path, or `None` when there is no such folder.
     options: DatabaseOptions,
     _lock: StoreLock,
 }
@@ -43,7 +48,8 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::Locked`], [`StoreError::Open`].
-    pub fn open(options: DatabaseOptions) -> Result<Self, StoreError> {
+    pub fn open(mut options: DatabaseOptions) -> Result<Self, StoreError> {
+        options.chunks = options.chunks.as_deref().and_then(absolute_folder);
         if let Some(folder) = options.file.parent() {
             std::fs::create_dir_all(folder).map_err(|e| open_error(&options.file, &e))?;
         }
@@ -68,7 +74,7 @@ impl Database {
 
     fn connect(&mut self) -> Result<(), StoreError> {
         let connection = connect(&self.options)?;
-        connection.execute_batch(schema::DDL).map_err(|e| open_error(&self.options.file, &e))?;
+        schema::create(&connection).map_err(|e| open_error(&self.options.file, &e))?;
         let for_readers = connection.try_clone().map_err(StoreError::of_statement)?;
         self.connection = Some(connection);
         self.readers.open(for_readers);
@@ -113,24 +119,49 @@ fn open_error(file: &Path, error: &dyn std::fmt::Display) -> StoreError {
     StoreError::Open { file: file.display().to_string(), reason: error.to_string() }
 }
 
+/// The folder's own path, whatever links and dots lead to it: by that DuckDB knows it. Without one
+/// rows travel over the queue.
+fn absolute_folder(folder: &Path) -> Option<PathBuf> {
+    match std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()) {
+        Ok(path) if path.to_str().is_some() => Some(path),
+        Ok(path) => {
+            tracing::warn!(folder = %path.display(), "a spool whose path is not UTF-8 is not used");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, folder = %folder.display(), "the spool cannot be used");
+            None
+        }
+    }
+}
+
 fn connect(options: &DatabaseOptions) -> Result<Connection, StoreError> {
     let build = || {
         duckdb::Config::default()
             .max_memory(&format!("{}MiB", options.memory_limit_mib))?
-            .threads(i64::try_from(options.threads).unwrap_or(1))?
-            .with("enable_external_access", "false")
+            .threads(i64::try_from(options.threads).unwrap_or(1))
     };
     let connection = build()
         .and_then(|config| Connection::open_with_flags(&options.file, config))
         .map_err(|e| open_error(&options.file, &e))?;
+    // DuckDB takes the list of folders only while it runs, and only before it is shut off from all
+    // others. Its own files, with the log and what it spills, it then adds itself.
+    let allowed = match options.chunks.as_deref().and_then(Path::to_str) {
+        Some(folder) => format!("['{}/']", folder.replace('\'', "''")),
+        None => "[]".to_owned(),
+    };
     // A checkpoint holds up the commit that triggers it: with DuckDB's usual 16 MiB of log that
     // would be every few commits under load. 128 MiB are replayed within seconds at an opening.
+    // A chunk is read once: there is nothing in it to cache.
     connection
-        .execute_batch(
-            "SET GLOBAL TimeZone = 'UTC';
+        .execute_batch(&format!(
+            "SET GLOBAL allowed_directories = {allowed};
+             SET GLOBAL enable_external_access = false;
+             SET GLOBAL enable_external_file_cache = false;
+             SET GLOBAL TimeZone = 'UTC';
              SET GLOBAL checkpoint_threshold = '128MiB';
              SET lock_configuration = true;",
-        )
+        ))
         .map_err(|e| open_error(&options.file, &e))?;
     Ok(connection)
 }

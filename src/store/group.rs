@@ -1,13 +1,13 @@
 //! What the transaction of a group of writes puts into the tables.
 
-use super::{StoreError, columns, sources::exactly_one};
+use super::{StoreError, chunks, columns, sources::exactly_one};
 use crate::{
     messages::{PartHeader, WriteRequest},
     protocol::{apply::Watermarks, source::SourceName},
 };
 use arrow::{array::RecordBatch, compute::concat_batches};
 use duckdb::{Connection, params};
-use std::collections::HashSet;
+use std::{collections::HashSet, path::PathBuf};
 
 /// Below so many rows a part is copied together with its neighbours before it is appended: DuckDB
 /// takes vectors of 2,048 rows, and a chunk a part would leave most of them empty.
@@ -21,11 +21,17 @@ pub(super) struct Line<'a> {
     write: &'a WriteRequest,
 }
 
+/// The rows of a part.
+enum Rows<'a> {
+    Sent(RecordBatch),
+    Chunk { path: PathBuf, place: columns::Placement<'a>, n_rows: i64 },
+}
+
 /// What the transaction of a group will write.
 pub(super) struct Group<'a> {
     stamp_us: i64,
     pub(super) next_batch_seq: i64,
-    rows: Vec<RecordBatch>,
+    rows: Vec<Rows<'a>>,
     dead: Vec<RecordBatch>,
     pub(super) lines: Vec<Line<'a>>,
 }
@@ -35,17 +41,20 @@ impl<'a> Group<'a> {
         Self { stamp_us, next_batch_seq, rows: Vec::new(), dead: Vec::new(), lines: Vec::new() }
     }
 
-    /// Takes part `i` of a write in; its counts must add up.
+    /// Takes part `i` of a write in; its counts must add up. `chunk`: the file with its rows, which
+    /// are counted when they are read.
     pub(super) fn add(
         &mut self,
         write: &'a WriteRequest,
         i: usize,
         source_no: i32,
+        chunk: Option<PathBuf>,
     ) -> Result<(), StoreError> {
         let part = &write.header.parts[i];
         let (rows, dead) = (&write.rows[i], &write.dead[i]);
+        let sent = if chunk.is_some() { 0 } else { part.n_rows };
         let balanced = part.n_in == part.n_kept + part.n_dead + part.n_filtered
-            && part.n_rows == rows.num_rows() as i64
+            && sent == rows.num_rows() as i64
             && part.n_dead == dead.num_rows() as i64
             && part.n_in <= part.to - part.from;
         if !balanced {
@@ -58,8 +67,10 @@ impl<'a> Group<'a> {
             stamp_us: self.stamp_us,
             script_sha256: &write.header.script_sha256,
         };
-        if rows.num_rows() > 0 {
-            self.rows.push(columns::feature_rows(rows, place)?);
+        if let Some(path) = chunk {
+            self.rows.push(Rows::Chunk { path, place, n_rows: part.n_rows });
+        } else if rows.num_rows() > 0 {
+            self.rows.push(Rows::Sent(columns::feature_rows(rows, place)?));
         }
         if dead.num_rows() > 0 {
             self.dead.push(columns::dead_letter_rows(dead, place)?);
@@ -75,7 +86,7 @@ impl<'a> Group<'a> {
         before: &Watermarks,
         after: &Watermarks,
     ) -> Result<(), StoreError> {
-        append(connection, "features_table", self.rows)?;
+        put(connection, self.rows)?;
         append(connection, "dead_letters", self.dead)?;
         let committed_at = chrono::DateTime::from_timestamp_micros(self.stamp_us)
             .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
@@ -106,6 +117,21 @@ impl<'a> Group<'a> {
         drop(ledger);
         move_watermarks(connection, &self.lines, before, after, &committed_at)
     }
+}
+
+/// Puts rows into their table, in their order.
+fn put(connection: &Connection, all: Vec<Rows<'_>>) -> Result<(), StoreError> {
+    let mut sent = Vec::new();
+    for rows in all {
+        match rows {
+            Rows::Sent(batch) => sent.push(batch),
+            Rows::Chunk { path, place, n_rows } => {
+                append(connection, "features_table", std::mem::take(&mut sent))?;
+                chunks::insert(connection, &path, place, n_rows)?;
+            }
+        }
+    }
+    append(connection, "features_table", sent)
 }
 
 /// One UPDATE a source, which must change exactly the row that the decisions were made on.

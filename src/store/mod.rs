@@ -7,6 +7,7 @@
 //! | [`database`] | opening the file |
 //! | [`sources`] | opening, adopting and halting a source |
 //! | [`group`] | what one transaction writes |
+//! | [`chunks`] | rows that came as a file in the spool |
 //! | [`isolate`] | the rows of a write that DuckDB refuses become dead letters |
 //! | [`readers`] | connections for readers, which the writer can take back |
 //! | [`attempts`] | which entry was being applied when the store died |
@@ -14,11 +15,13 @@
 //! | [`audit`] | ledger against tables, duplicates, online against newest |
 //! | [`newest`] | the newest values, as the online store must have them |
 //! | [`replays`] | what a replay of dead letters contains |
+//! | [`uploads`] | which uploads are known, by their keys |
 //! | [`scripts`] | what happened to each stream's script, and the texts of all versions |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
 pub mod attempts;
 pub mod audit;
+pub mod chunks;
 pub mod columns;
 pub mod database;
 pub mod group;
@@ -31,6 +34,7 @@ pub mod replays;
 pub mod schema;
 pub mod scripts;
 pub mod sources;
+pub mod uploads;
 pub mod writer;
 
 /// Why the store could not do what it was asked.

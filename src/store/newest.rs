@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     messages::{OnlineValue, Repair, Stage},
-    protocol::version::Version,
+    protocol::{source::Position, version::Version},
 };
 use duckdb::{Connection, Row, ToSql, params};
 
@@ -83,7 +83,7 @@ pub fn replay(
         let to_batch_seq =
             connection.query_row(sql, [], |row| row.get(0)).map_err(StoreError::of_statement)?;
         if to_batch_seq > after_batch_seq
-            && !(values(connection, after_batch_seq, &mut give)?
+            && !(values(connection, "batch_seq > ?", params![after_batch_seq], &mut give)?
                 && give(Piece::Repairs(refused_after(connection, after_batch_seq)?)))
         {
             return Ok(());
@@ -95,15 +95,16 @@ pub fn replay(
 
 fn values(
     connection: &Connection,
-    after_batch_seq: i64,
+    condition: &str,
+    parameters: &[&dyn ToSql],
     give: &mut impl FnMut(Piece) -> bool,
 ) -> Result<bool, StoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM {FROM} WHERE batch_seq > ?
+        "SELECT {COLUMNS} FROM {FROM} WHERE {condition}
          QUALIFY row_number() OVER (PARTITION BY entity_id, feature_name {NEWEST_FIRST}) = 1"
     );
     let mut statement = connection.prepare(&sql).map_err(StoreError::of_statement)?;
-    let mut rows = statement.query(params![after_batch_seq]).map_err(StoreError::of_statement)?;
+    let mut rows = statement.query(parameters).map_err(StoreError::of_statement)?;
     let mut chunk = Vec::with_capacity(CHUNK);
     while let Some(row) = rows.next().map_err(StoreError::of_statement)? {
         chunk.push(read(row).map_err(StoreError::of_statement)?);
@@ -119,8 +120,32 @@ fn values(
 /// # Errors
 /// [`StoreError`].
 pub fn newest_values(connection: &Connection) -> Result<Vec<NewestValue>, StoreError> {
+    all_values(connection, "batch_seq > ?", params![0])
+}
+
+/// The newest value of every entity and feature among the durable rows of a source in `[from, to)`.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn newest_of_part(
+    connection: &Connection,
+    source_no: i32,
+    from: Position,
+    to: Position,
+) -> Result<Vec<NewestValue>, StoreError> {
+    // The batches are named so that DuckDB passes over all others.
+    let condition = "source_no = ? AND pos >= ? AND pos < ? AND batch_seq IN
+         (SELECT batch_seq FROM ingest_ledger WHERE source_no = ? AND to_pos > ? AND from_pos < ?)";
+    all_values(connection, condition, params![source_no, from, to, source_no, from, to])
+}
+
+fn all_values(
+    connection: &Connection,
+    condition: &str,
+    parameters: &[&dyn ToSql],
+) -> Result<Vec<NewestValue>, StoreError> {
     let mut all = Vec::new();
-    values(connection, 0, &mut |piece| {
+    values(connection, condition, parameters, &mut |piece| {
         if let Piece::Values(values) = piece {
             all.extend(values);
         }

@@ -87,14 +87,20 @@ fn check(connection: &Connection, sql: &str) -> Result<(), ReadError> {
     walk(&tree, &named)
 }
 
-/// Names that the query itself gives to subqueries (`WITH name AS …`).
+/// Whether a name is one word. DuckDB opens the file of a table that it does not know by a name that
+/// looks like one (`x.parquet`), also when it stands in parts (`"x".parquet`).
+fn is_word(name: &str) -> bool {
+    name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// Names that the query itself gives to subqueries (`WITH name AS …`). Where they hold is not looked
+/// at, so none of them may be one that DuckDB would take for a file elsewhere.
 fn common_tables(node: &Value, named: &mut Vec<String>) {
     match node {
         Value::Object(map) => {
             if let Some(entries) = map.get("cte_map").and_then(|m| m["map"].as_array()) {
-                named.extend(
-                    entries.iter().filter_map(|e| e["key"].as_str().map(str::to_lowercase)),
-                );
+                let names = entries.iter().filter_map(|e| e["key"].as_str().map(str::to_lowercase));
+                named.extend(names.filter(|name| is_word(name)));
             }
             map.values().for_each(|v| common_tables(v, named));
         }
@@ -108,9 +114,14 @@ fn walk(node: &Value, named: &[String]) -> Result<(), ReadError> {
         Value::Object(map) => {
             match map.get("type").and_then(Value::as_str) {
                 Some("BASE_TABLE") => {
-                    let table = map.get("table_name").and_then(Value::as_str).unwrap_or_default();
-                    let table = table.to_lowercase();
-                    if !READABLE_TABLES.contains(&table.as_str()) && !named.contains(&table) {
+                    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+                    let table = text("table_name").to_lowercase();
+                    let (schema, catalog) = (text("schema_name"), text("catalog_name"));
+                    let alone = schema.is_empty() && catalog.is_empty();
+                    let listed = READABLE_TABLES.contains(&table.as_str())
+                        && is_word(schema)
+                        && is_word(catalog);
+                    if !(listed || alone && named.contains(&table)) {
                         let tables = READABLE_TABLES.join(", ");
                         return Err(ReadError::Refused(format!(
                             "there is no table `{table}`; there are {tables}"
@@ -156,6 +167,8 @@ mod tests {
         ok("WITH f AS (SELECT * FROM dead_letters) SELECT reason, count(*) FROM f GROUP BY ALL")
             .unwrap();
         ok("SELECT * FROM range(3)").unwrap();
+        ok("SELECT count(*) FROM main.sources").unwrap();
+        ok("DESCRIBE features_table").unwrap();
     }
 
     #[test]
@@ -169,12 +182,43 @@ mod tests {
             "SELECT * FROM 'file.parquet'",
             "SELECT * FROM duckdb_settings()",
             "SELECT * FROM (SELECT * FROM information_schema.tables)",
+            "SUMMARIZE 'file.parquet'",
+            "DESCRIBE 'file.parquet'",
+            "TABLE \"file.parquet\"",
+            "SELECT * FROM read_parquet('file.parquet')",
+            "SELECT * FROM parquet_metadata('file.parquet')",
+            "SELECT * FROM glob('*')",
+            "SELECT * FROM query_table('file.parquet')",
+            "SELECT * FROM query('FROM sources')",
+            "SELECT (SELECT count(*) FROM 'file.parquet')",
+            "SELECT * FROM sources WHERE source IN (FROM 'file.parquet')",
             "COPY features_table TO 'x.csv'",
             "not sql at all",
             "SELECT no_such_column FROM features_table",
         ] {
             let refused = query(&connection, sql, Duration::from_secs(10)).unwrap_err();
             assert!(matches!(refused, ReadError::Refused(_)), "{sql}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_not_read_under_the_name_of_a_subquery() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        let path = path.to_str().unwrap();
+        let connection = database();
+        connection.execute_batch(&format!("COPY (SELECT 1 AS a) TO '{path}'")).unwrap();
+        let (stem, _) = path.rsplit_once('.').unwrap();
+        for sql in [
+            format!("SELECT * FROM (WITH \"{path}\" AS (SELECT 1) SELECT 1), \"{path}\""),
+            format!("SELECT * FROM (WITH parquet AS (SELECT 1) SELECT 1), \"{stem}\".parquet"),
+            format!("SELECT * FROM (WITH parquet AS (SELECT 1) SELECT 1), a.\"{stem}\".parquet"),
+            format!("WITH sources AS (FROM \"{path}\") SELECT * FROM sources"),
+        ] {
+            // DuckDB itself would read it, or look for it.
+            let refused = query(&connection, &sql, Duration::from_secs(10)).unwrap_err();
+            let ReadError::Refused(why) = refused else { panic!("{sql}: {refused:?}") };
+            assert!(why.contains("there is no table"), "{sql}: {why}");
         }
     }
 

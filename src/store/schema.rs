@@ -1,6 +1,26 @@
 //! The tables. No primary key, no UNIQUE, no index: DuckDB's indexes cost 4–8× on append and have
 //! corrupted on WAL replay. Uniqueness is the protocol's, and the audit proves it.
 
+use duckdb::Connection;
+
+/// Creates what is missing, also in a file of an earlier version.
+///
+/// # Errors
+/// DuckDB's word.
+pub fn create(connection: &Connection) -> duckdb::Result<()> {
+    // Earlier versions had a table of other columns under this name, and never a row in it.
+    let other: i64 = connection.query_row(
+        "SELECT count(*) FROM duckdb_columns()
+         WHERE database_name = current_database() AND table_name = 'uploads' AND column_name = 'state'",
+        [],
+        |row| row.get(0),
+    )?;
+    if other > 0 {
+        connection.execute_batch("DROP TABLE uploads")?;
+    }
+    connection.execute_batch(DDL)
+}
+
 /// Creates what is missing.
 pub const DDL: &str = "
 CREATE SEQUENCE IF NOT EXISTS source_numbers START 1;
@@ -138,17 +158,21 @@ CREATE TABLE IF NOT EXISTS transform_history (
     noted_at      TIMESTAMPTZ NOT NULL
 );
 
+-- One row an upload: a file whose rows are the positions [0, rows) of its source. It has landed when
+-- next_pos of its source is rows. owner: the node that has the file.
 CREATE TABLE IF NOT EXISTS uploads (
-    upload_id       UUID NOT NULL,
+    upload_id       VARCHAR NOT NULL,
     idempotency_key VARCHAR NOT NULL,
     sha256          VARCHAR NOT NULL,
+    stream          VARCHAR NOT NULL,
+    source          VARCHAR NOT NULL,
+    owner           VARCHAR NOT NULL,
     filename        VARCHAR NOT NULL,
     format          VARCHAR NOT NULL,
+    compression     VARCHAR NOT NULL,
     size            BIGINT NOT NULL,
-    state           VARCHAR NOT NULL,
-    n_total         BIGINT,
-    reason          VARCHAR,
-    updated_at      TIMESTAMPTZ NOT NULL
+    rows            BIGINT NOT NULL,
+    registered_at   TIMESTAMPTZ NOT NULL
 );
 
 -- One row an opening of the file by a store.

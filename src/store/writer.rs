@@ -7,20 +7,27 @@
 //! A group is decided on a copy of the watermarks, which replaces the original only after COMMIT.
 
 use super::{
-    StoreError,
+    StoreError, chunks,
     database::Database,
     group::Group,
     isolate::{Isolated, isolate},
     sources::{self, SourceInfo, Sources},
 };
 use crate::{
-    messages::{NoteScript, PartVerdict, RegisterReplay, ScriptNoted, WriteRequest},
+    messages::{
+        NoteScript, PartHeader, PartVerdict, RegisterReplay, RegisterUpload, ScriptNoted,
+        UploadRegistered, WriteRequest,
+    },
     protocol::{
         apply::{Decision, Watermarks},
         source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName},
     },
 };
 use duckdb::{Connection, params};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 /// What one committed group did.
 #[derive(Debug, Default)]
@@ -199,7 +206,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Decides on a group of writes and commits the effect of those that apply, all or nothing.
+    /// Decides on a group of writes and commits the effect of those that apply, all or nothing. A part
+    /// whose chunk cannot be read is a gap.
     ///
     /// # Errors
     /// [`StoreError::Refused`]: rolled back, nothing happened; some of the data can never be stored.
@@ -207,16 +215,41 @@ impl Writer {
     /// [`StoreError::UnknownCommit`]: only opening the file again can tell.
     /// [`StoreError::Unbalanced`]: rolled back; a rule was broken.
     pub fn apply(&mut self, writes: &[&WriteRequest]) -> Result<Committed, StoreError> {
+        let mut unreadable = HashSet::new();
+        loop {
+            let error = match self.try_apply(writes, &unreadable) {
+                Ok(committed) => return Ok(committed),
+                Err(error) => error,
+            };
+            // A chunk that was taken away, or that DuckDB cannot read, while it was being read: it is
+            // known now, and the group is decided again.
+            let found = match &error {
+                StoreError::Refused(_) | StoreError::Statement(_) => self.unreadable(writes),
+                _ => return Err(error),
+            };
+            let before = unreadable.len();
+            unreadable.extend(found);
+            if unreadable.len() == before {
+                return Err(error);
+            }
+        }
+    }
+
+    fn try_apply(
+        &mut self,
+        writes: &[&WriteRequest],
+        unreadable: &HashSet<String>,
+    ) -> Result<Committed, StoreError> {
         let mut trial = self.sources.marks.clone();
         let mut group = Group::new(self.stamp(), self.next_batch_seq);
         let mut committed = Committed::default();
         for write in writes {
             let mut verdicts = Vec::with_capacity(write.header.parts.len());
             for (i, part) in write.header.parts.iter().enumerate() {
-                let decision = trial.offer(&part.source, part.token, part.from, part.to);
+                let (decision, chunk) = self.decide(&mut trial, part, unreadable);
                 let state = trial.get(&part.source);
                 if let (Decision::Apply, Some(state)) = (decision, state) {
-                    group.add(write, i, state.source_no)?;
+                    group.add(write, i, state.source_no, chunk)?;
                 }
                 verdicts.push(PartVerdict {
                     source: part.source.clone(),
@@ -253,6 +286,90 @@ impl Writer {
         Ok(committed)
     }
 
+    /// Decides on a part and moves its watermark in `trial`. Its chunk is looked at only when it
+    /// would apply, and before anything moves: what comes behind it is then a gap as well.
+    fn decide(
+        &self,
+        trial: &mut Watermarks,
+        part: &PartHeader,
+        unreadable: &HashSet<String>,
+    ) -> (Decision, Option<PathBuf>) {
+        let (source, token, from, to) = (&part.source, part.token, part.from, part.to);
+        let mut file = None;
+        if let Some(chunk) = &part.chunk
+            && trial.decide(source, token, from, to) == Decision::Apply
+        {
+            let found = if unreadable.contains(&chunk.name) {
+                Err("DuckDB cannot read it".to_owned())
+            } else {
+                chunks::find(self.chunks(), chunk)
+            };
+            match found {
+                Ok(path) => file = Some(path),
+                Err(reason) => {
+                    let name = &chunk.name;
+                    tracing::warn!(%source, from, to, name, reason, "a chunk is not used; its source is read again");
+                    return (Decision::Gap, None);
+                }
+            }
+        }
+        (trial.offer(source, token, from, to), file)
+    }
+
+    fn chunks(&self) -> Option<&Path> {
+        self.database.options().chunks.as_deref()
+    }
+
+    /// The chunks of a group that was rolled back which are gone, or which DuckDB cannot read.
+    fn unreadable(&self, writes: &[&WriteRequest]) -> Vec<String> {
+        let cannot_be_read = |path: &Path| {
+            matches!(
+                chunks::load(self.database.connection(), path),
+                Err(StoreError::Refused(_) | StoreError::Columns(_))
+            )
+        };
+        let parts = writes.iter().flat_map(|write| &write.header.parts);
+        parts
+            .filter_map(|part| part.chunk.as_ref())
+            .filter(|chunk| match chunks::find(self.chunks(), chunk) {
+                Ok(path) => cannot_be_read(&path),
+                Err(_) => true,
+            })
+            .map(|chunk| chunk.name.clone())
+            .collect()
+    }
+
+    /// Takes the rows of a write's chunks into the write itself, for whoever has to look at them.
+    ///
+    /// # Errors
+    /// [`StoreError`]: a chunk cannot be read now; the write is to be decided again.
+    pub fn take_in(&self, write: &mut WriteRequest) -> Result<(), StoreError> {
+        for (part, rows) in write.header.parts.iter_mut().zip(&mut write.rows) {
+            let Some(chunk) = &part.chunk else { continue };
+            let path = chunks::find(self.chunks(), chunk).map_err(StoreError::Unbalanced)?;
+            *rows = chunks::load(self.database.connection(), &path)?;
+            part.chunk = None;
+        }
+        Ok(())
+    }
+
+    /// Keeps the chunks of a write that is put aside, so that its cause can be found.
+    pub fn keep_chunks(&self, write: &WriteRequest) {
+        let Some(folder) = self.chunks() else { return };
+        for chunk in write.header.parts.iter().filter_map(|part| part.chunk.as_ref()) {
+            let kept = folder.join(format!("quarantined-{}", chunk.name));
+            let linked = chunks::find(Some(folder), chunk)
+                .and_then(|path| std::fs::hard_link(path, &kept).map_err(|e| e.to_string()));
+            if let Err(reason) = linked {
+                tracing::warn!(
+                    reason,
+                    name = chunk.name,
+                    "a quarantined write's chunk is not kept"
+                );
+            }
+        }
+    }
+
     /// A COMMIT of a transaction that was aborted can report success: the watermark tells.
     fn check_moved(&self, source: &SourceName, after: &Watermarks) -> Result<(), StoreError> {
         let Some(expected) = after.get(source) else { return Ok(()) };
@@ -271,7 +388,8 @@ impl Writer {
         Err(StoreError::UnknownCommit(duckdb::Error::ToSqlConversionFailure(text.into())))
     }
 
-    /// Finds the rows of a write that DuckDB refuses, see [`isolate`].
+    /// Finds the rows of a write that DuckDB refuses, see [`isolate`]. It must have its rows, see
+    /// [`Writer::take_in`].
     ///
     /// # Errors
     /// [`StoreError`].
@@ -287,6 +405,22 @@ impl Writer {
     pub fn register_replay(&mut self, replay: &RegisterReplay) -> Result<i64, StoreError> {
         let stamp_us = self.stamp();
         self.in_transaction(|connection| super::replays::register(connection, replay, stamp_us))
+    }
+
+    /// Knows an upload from now on, see [`super::uploads::register`].
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`], [`StoreError::Statement`] with nothing changed;
+    /// [`StoreError::UnknownCommit`].
+    pub fn register_upload(
+        &mut self,
+        upload: &RegisterUpload,
+    ) -> Result<UploadRegistered, StoreError> {
+        let stamp_us = self.stamp();
+        let registered = self
+            .in_transaction(|connection| super::uploads::register(connection, upload, stamp_us))?;
+        crate::crash_point!("u_registered");
+        Ok(registered)
     }
 
     /// Appends an event to the history of a stream's script.

@@ -9,6 +9,7 @@
 
 mod reading;
 mod thread;
+mod waiting;
 mod writing;
 
 pub use reading::ReadJob;

@@ -2,12 +2,15 @@
 //! take back when it must open the file again.
 
 use super::thread::Job;
-use crate::store::{
-    StoreError,
-    audit::{Audit, audit, audited_to},
-    newest::{NewestValue, Piece, newest_values, replay},
-    reader::{self, ReadError},
-    readers::Readers,
+use crate::{
+    protocol::source::Position,
+    store::{
+        StoreError,
+        audit::{Audit, audit, audited_to},
+        newest::{NewestValue, Piece, newest_of_part, newest_values, replay},
+        reader::{self, ReadError},
+        readers::Readers,
+    },
 };
 use crossbeam_channel::{Receiver, Sender};
 use std::time::Duration;
@@ -35,6 +38,17 @@ pub enum ReadJob {
         full: bool,
         /// The books, and the newest value of every feature.
         done: oneshot::Sender<Result<Audited, StoreError>>,
+    },
+    /// What the online store must hold of one part that came as a chunk.
+    Part {
+        /// Its source.
+        source_no: i32,
+        /// First position.
+        from: Position,
+        /// The position after the last.
+        to: Position,
+        /// The newest value of every feature.
+        done: oneshot::Sender<Result<Vec<NewestValue>, StoreError>>,
     },
     /// What the online store must hold of batches after one.
     Replay {
@@ -69,6 +83,12 @@ pub(super) fn read_loop(readers: &Readers, jobs: &Receiver<ReadJob>, writer: &Se
                     // The writer is gone only when the node stops.
                     let _ = writer.send(Job::Audited(books.totals.last_batch_seq));
                 }
+                let _ = done.send(found);
+            }
+            ReadJob::Part { source_no, from, to, done } => {
+                let found = readers
+                    .with(|connection| newest_of_part(connection, source_no, from, to))
+                    .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
                 let _ = done.send(found);
             }
             ReadJob::Replay { after_batch_seq, pieces } => {

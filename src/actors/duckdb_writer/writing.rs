@@ -12,13 +12,14 @@
 use super::{
     METER,
     thread::{Job, WriterThreadParts},
+    waiting::{Decided, Waiting, events, events_of},
 };
 use crate::{
     messages::{
-        Applied, AppliedEntry, DurablePart, EntryDuty, OnlineDuty, QueueEntry, QueueReply,
-        QueueRequest, Repair, WriteRequest,
+        Applied, AppliedEntry, DurablePart, DurableRows, EntryDuty, OnlineDuty, QueueEntry,
+        QueueReply, QueueRequest, Repair, WriteRequest,
     },
-    protocol::{quarantine::Handling, source::SourceName},
+    protocol::quarantine::Handling,
     store::{StoreError, attempts::AttemptNote, newest, writer::Writer},
     supervision::Undelivered,
     telemetry::{self, catalogue as m},
@@ -45,42 +46,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A file that cannot be opened for so long ends the node: whoever starts it again may have made
 /// room, or see what is wrong.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
-
-/// An entry whose answer is known.
-struct Decided {
-    entry: AppliedEntry,
-    duty: EntryDuty,
-}
-
-/// A write that waits for its group's transaction.
-struct Waiting {
-    id: String,
-    reply_to: String,
-    round: u64,
-    write: WriteRequest,
-    duty: EntryDuty,
-}
-
-impl Waiting {
-    /// A write; anything else comes back.
-    fn of(entry: QueueEntry) -> Result<Self, Box<QueueEntry>> {
-        let QueueEntry { id, reply_to, round, request, duty } = entry;
-        match request {
-            QueueRequest::Write(write) => Ok(Self { id, reply_to, round, write, duty }),
-            request => Err(Box::new(QueueEntry { id, reply_to, round, request, duty })),
-        }
-    }
-
-    fn decided(self, reply: QueueReply, online: Option<OnlineDuty>) -> Decided {
-        let Self { id, reply_to, round, duty, .. } = self;
-        let entry = AppliedEntry { id, reply_to, round, reply, online, quarantine: false };
-        Decided { entry, duty }
-    }
-
-    fn sources(&self) -> Vec<SourceName> {
-        self.write.header.parts.iter().map(|part| part.source.clone()).collect()
-    }
-}
 
 pub(super) struct Writing {
     parts: WriterThreadParts,
@@ -174,6 +139,10 @@ impl Writing {
                 let noted = self.safely(|writer| writer.note_script(&note))?;
                 noted.map(QueueReply::Noted)
             }
+            QueueRequest::Upload(upload) => {
+                let registered = self.safely(|writer| writer.register_upload(&upload))?;
+                registered.map(QueueReply::Uploaded)
+            }
             QueueRequest::Unreadable(reason) => {
                 tracing::error!(reason, "an entry of the queue cannot be read");
                 Err(reason)
@@ -263,6 +232,7 @@ impl Writing {
                 tracing::error!(error, %source, "the source could not be halted");
             }
         }
+        self.writer.keep_chunks(&waiting.write);
         self.noted(|note| note.forget(&waiting.id));
         let mut decided = waiting.decided(QueueReply::Refused { reason }, None);
         decided.entry.quarantine = true;
@@ -276,10 +246,7 @@ impl Writing {
     /// writes in quick succession do not cost a transaction each.
     fn group(&mut self, first: Waiting) -> Result<Option<Job>, StoreError> {
         let wait_until = self.ended_at + self.parts.group_wait;
-        let rows_of = |w: &Waiting| {
-            w.write.rows.iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>()
-        };
-        let mut rows = rows_of(&first);
+        let mut rows = first.rows();
         let mut group = vec![first];
         let mut after = None;
         while rows < self.parts.group_rows && group.len() < GROUP_ENTRIES {
@@ -297,7 +264,7 @@ impl Writing {
             };
             match Waiting::of(entry) {
                 Ok(waiting) if self.note.handling(&waiting.id) == Handling::Grouped => {
-                    rows += rows_of(&waiting);
+                    rows += waiting.rows();
                     group.push(waiting);
                 }
                 Ok(Waiting { id, reply_to, round, write, duty }) => {
@@ -363,7 +330,7 @@ impl Writing {
                 METER.error("statement");
                 let mut decided = Vec::with_capacity(1);
                 for waiting in group {
-                    decided.push(self.isolate(waiting, &error)?);
+                    decided.extend(self.isolate(waiting, &error)?);
                 }
                 return Ok(decided);
             }
@@ -376,7 +343,20 @@ impl Writing {
     }
 
     /// Applies a write that DuckDB refuses without the events at fault, which become dead letters.
-    fn isolate(&mut self, waiting: Waiting, error: &StoreError) -> Result<Decided, StoreError> {
+    fn isolate(
+        &mut self,
+        mut waiting: Waiting,
+        error: &StoreError,
+    ) -> Result<Vec<Decided>, StoreError> {
+        if matches!(error, StoreError::Refused(_))
+            && let Err(gone) = self.writer.take_in(&mut waiting.write)
+        {
+            tracing::warn!(%gone, "a chunk is gone; its write is decided again");
+            if gone.needs_reopening() {
+                self.recover(&gone)?;
+            }
+            return self.apply(vec![waiting]);
+        }
         let isolated = match error {
             StoreError::Refused(_) => self.safely(|writer| writer.isolate(&waiting.write))?,
             _ => Ok(None),
@@ -385,7 +365,9 @@ impl Writing {
             Ok(Some(isolated)) => {
                 let applied = self.safely(|writer| commit(writer, &[&isolated.write]))?;
                 match applied {
-                    Ok(replies) => return self.isolated(waiting, isolated, replies),
+                    Ok(replies) => {
+                        return Ok(vec![self.isolated(waiting, isolated, replies)?]);
+                    }
                     Err(reason) => reason,
                 }
             }
@@ -393,7 +375,7 @@ impl Writing {
             Err(reason) => reason,
         };
         tracing::error!(reason, "DuckDB refuses a write; its sources halt");
-        Ok(waiting.decided(QueueReply::Refused { reason }, None))
+        Ok(vec![waiting.decided(QueueReply::Refused { reason }, None)])
     }
 
     fn isolated(
@@ -439,13 +421,17 @@ impl Writing {
         };
         let parts = verdicts
             .iter()
-            .zip(&write.rows)
+            .zip(write.header.parts.iter().zip(&write.rows))
             // A duplicate too: it may be the write whose COMMIT nobody saw succeed.
-            .filter(|(verdict, rows)| verdict.decision.is_ok() && rows.num_rows() > 0)
-            .filter_map(|(verdict, rows)| {
+            .filter(|(verdict, (part, _))| verdict.decision.is_ok() && part.n_rows > 0)
+            .filter_map(|(verdict, (part, rows))| {
                 let source_no = self.writer.source_no(&verdict.source)?;
                 let (source, token) = (verdict.source.clone(), verdict.token);
-                Some(DurablePart { source, source_no, token, rows: rows.clone() })
+                let rows = match part.chunk {
+                    Some(_) => DurableRows::Stored { from: part.from, to: part.to },
+                    None => DurableRows::Sent(rows.clone()),
+                };
+                Some(DurablePart { source, source_no, token, rows })
             })
             .collect();
         let generation = write.header.generation.clone();
@@ -488,12 +474,4 @@ fn commit(writer: &mut Writer, writes: &[&WriteRequest]) -> Result<Vec<QueueRepl
         QueueReply::Written { verdicts }
     });
     Ok(replies.collect())
-}
-
-fn events(group: &[Waiting]) -> usize {
-    group.iter().map(|w| events_of(&w.write)).sum()
-}
-
-fn events_of(write: &WriteRequest) -> usize {
-    write.header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize
 }

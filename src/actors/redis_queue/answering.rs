@@ -12,7 +12,9 @@ use super::server::METER;
 use crate::{
     actors::duckdb_writer::{ReadJob, WriterThread},
     config::Config,
-    messages::{Applied, AppliedEntry, OnlineDuty, QueueReply},
+    messages::{
+        Applied, AppliedEntry, DurablePart, DurableRows, OnlineDuty, OnlineValue, QueueReply,
+    },
     online::{
         self, OnlineOutcome,
         marks::{self, Look, LookError},
@@ -23,7 +25,7 @@ use crate::{
     supervision::FatalSender,
     telemetry::catalogue as m,
 };
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use redis::{Script, Value, aio::ConnectionManager};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -235,17 +237,12 @@ impl Answering {
         connection: &mut ConnectionManager,
         look: &Look,
         duty: &OnlineDuty,
-    ) -> redis::RedisResult<OnlineOutcome> {
+    ) -> anyhow::Result<OnlineOutcome> {
         let mut outcome = OnlineOutcome::Written;
         if duty.again || duty.generation != look.generation {
             for part in &duty.parts {
-                let (streams, source) = (&self.config.streams, part.source.0.as_ref());
-                let values = online::newest_of_rows(
-                    |feature| online::is_critical(streams, source, feature),
-                    part.source_no,
-                    &part.rows,
-                );
-                let values: Vec<_> = values.iter().map(|v| (v, part.token.number)).collect();
+                let values = self.critical_values(part).await?;
+                let values: Vec<_> = values.iter().map(|(v, number)| (v, *number)).collect();
                 outcome =
                     online::restore(connection, &self.keys, &look.generation, &values).await?;
             }
@@ -255,6 +252,29 @@ impl Answering {
                 online::repair(connection, &self.keys, &look.generation, &duty.repairs).await?;
         }
         Ok(outcome)
+    }
+}
+
+impl Answering {
+    /// The newest value of each critical feature of a part, with the number of the token that wrote
+    /// it. Rows that came as a chunk are asked of DuckDB, which has them by now.
+    async fn critical_values(&self, part: &DurablePart) -> anyhow::Result<Vec<(OnlineValue, u32)>> {
+        let (streams, source) = (&self.config.streams, part.source.0.as_ref());
+        let is_critical = |feature: &str| online::is_critical(streams, source, feature);
+        match &part.rows {
+            DurableRows::Sent(rows) => {
+                let values = online::newest_of_rows(is_critical, part.source_no, rows);
+                Ok(values.into_iter().map(|value| (value, part.token.number)).collect())
+            }
+            DurableRows::Stored { from, to } => {
+                let (done, found) = tokio::sync::oneshot::channel();
+                let (source_no, from, to) = (part.source_no, *from, *to);
+                self.thread.read(ReadJob::Part { source_no, from, to, done });
+                let found = found.await.context("the store's reader ended")??;
+                let critical = found.into_iter().filter(|v| is_critical(&v.value.feature_name));
+                Ok(critical.map(|v| (v.value, v.token_number)).collect())
+            }
+        }
     }
 }
 

@@ -23,7 +23,7 @@ mod server;
 mod transport;
 
 pub use durable::DurablePositions;
-pub use operator::{adopt, note_script, request};
+pub use operator::{adopt, note_script, register_upload, request};
 pub use plain_writes::{Owed, PlainWrites};
 pub use reads::{ask, select, verify_online};
 pub use sender::{QueueParts, RedisQueue};

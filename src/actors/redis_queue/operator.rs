@@ -1,9 +1,11 @@
 //! What is asked of the store besides batches, through the queue like everything else.
 
 use crate::{
-    messages::{NoteScript, QueueReply, ScriptNoted},
+    messages::{NoteScript, QueueReply, RegisterUpload, ScriptNoted, UploadRegistered},
     protocol::source::{AdoptAt, SourceName},
-    queue::{self, Fields, Keys, RedisLink, decode_reply, encode_adopt, encode_note},
+    queue::{
+        self, Fields, Keys, RedisLink, decode_reply, encode_adopt, encode_note, encode_upload,
+    },
 };
 use anyhow::{Context as _, bail};
 use redis::Value;
@@ -76,6 +78,22 @@ pub async fn note_script(
 ) -> anyhow::Result<ScriptNoted> {
     match request(redis, keys, encode_note(note)?, deadline).await? {
         QueueReply::Noted(noted) => Ok(noted),
+        other => bail!("an unexpected answer: {other:?}"),
+    }
+}
+
+/// Has the store know an upload.
+///
+/// # Errors
+/// As [`request`]. Asking again with the same id is safe.
+pub async fn register_upload(
+    redis: &RedisLink,
+    keys: &Keys,
+    upload: &RegisterUpload,
+    deadline: Duration,
+) -> anyhow::Result<UploadRegistered> {
+    match request(redis, keys, encode_upload(upload)?, deadline).await? {
+        QueueReply::Uploaded(registered) => Ok(registered),
         other => bail!("an unexpected answer: {other:?}"),
     }
 }

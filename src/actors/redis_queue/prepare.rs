@@ -1,12 +1,18 @@
 //! A batch whose critical features are online, as it goes on the queue.
 
-use super::sender::{Outgoing, SentPart};
+use super::sender::{METER, Outgoing, SentPart};
 use crate::{
-    messages::{FeatureBatch, PartHeader, WriteHeader},
+    messages::{FeatureBatch, FeaturePart, PartHeader, WriteHeader},
     protocol::window::PartRange,
     queue::encode_write,
+    spool::{Chunk, ChunkSpool},
+    telemetry::catalogue::UPLOAD_CHUNKS,
 };
+use arrow::array::RecordBatch;
 use std::sync::Arc;
+
+/// With fewer rows a file is not worth its making.
+const CHUNK_MIN_ROWS: usize = 1_000;
 
 /// Why a batch did not get onto the queue. Its sources are read again.
 #[derive(Debug, thiserror::Error)]
@@ -25,12 +31,44 @@ impl From<redis::RedisError> for NotQueued {
     }
 }
 
-/// A batch as it goes on the queue.
+/// Whether a part's rows go as a file where the store can read it.
+fn goes_as_chunk(part: &FeaturePart) -> bool {
+    part.source.is_upload() && part.rows.num_rows() >= CHUNK_MIN_ROWS
+}
+
+/// Whether any part of a batch does.
+pub(super) fn wants_chunks(batch: &FeatureBatch) -> bool {
+    batch.parts.iter().any(goes_as_chunk)
+}
+
+/// A file with a part's rows; without one they travel over the queue.
+fn chunk_of(part: &FeaturePart, spool: &ChunkSpool) -> Option<Chunk> {
+    if !goes_as_chunk(part) {
+        return None;
+    }
+    match spool.write(&part.rows) {
+        Ok(chunk) => {
+            metrics::counter!(UPLOAD_CHUNKS).increment(1);
+            Some(chunk)
+        }
+        Err(error) => {
+            METER.error("spool");
+            let error = format!("{error:#}");
+            tracing::warn!(error, source = %part.source, "rows go over the queue, not by the spool");
+            None
+        }
+    }
+}
+
+/// A batch as it goes on the queue; `spool`: the one that is shared with the store. Blocks.
 pub(super) fn prepare(
     batch: FeatureBatch,
     node: String,
     generation: String,
+    spool: Option<&ChunkSpool>,
 ) -> anyhow::Result<(Vec<PartRange>, Outgoing)> {
+    let chunks: Vec<Option<Chunk>> =
+        batch.parts.iter().map(|p| spool.and_then(|spool| chunk_of(p, spool))).collect();
     let header = WriteHeader {
         node,
         transform: batch.transform,
@@ -39,7 +77,8 @@ pub(super) fn prepare(
         parts: batch
             .parts
             .iter()
-            .map(|p| PartHeader {
+            .zip(&chunks)
+            .map(|(p, chunk)| PartHeader {
                 source: p.source.clone(),
                 token: p.token,
                 from: p.from,
@@ -49,23 +88,132 @@ pub(super) fn prepare(
                 n_dead: p.dead.len() as i64,
                 n_filtered: p.n_filtered,
                 n_rows: p.rows.num_rows() as i64,
+                chunk: chunk.as_ref().map(|chunk| chunk.file().clone()),
             })
             .collect(),
     };
-    let rows: Vec<_> = batch.parts.iter().map(|p| p.rows.clone()).collect();
+    let sent = |(p, chunk): (&FeaturePart, &Option<Chunk>)| match chunk {
+        Some(_) => RecordBatch::new_empty(p.rows.schema()),
+        None => p.rows.clone(),
+    };
+    let rows: Vec<_> = batch.parts.iter().zip(&chunks).map(sent).collect();
     let dead: Vec<_> = batch.parts.iter().map(|p| p.dead.as_slice()).collect();
     let fields = Arc::new(encode_write(&header, &rows, &dead)?);
     let n = header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize;
     let parts: Vec<SentPart> = batch
         .parts
         .into_iter()
-        .map(|p| SentPart {
+        .zip(chunks)
+        .map(|(p, chunk)| SentPart {
             range: PartRange { source: p.source, token: p.token, from: p.from, to: p.to },
             ticket: p.ticket,
             _credit: p.credit,
             sampled_timestamps_us: p.sampled_timestamps_us,
+            chunk,
         })
         .collect();
     let ranges = parts.iter().map(|p| p.range.clone()).collect();
     Ok((ranges, Outgoing { fields, parts, rows: n }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        messages::{Credit, feature_row_schema},
+        protocol::{
+            source::{SourceName, Token},
+            ticket::Ticket,
+        },
+    };
+    use arrow::array::{
+        FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+        TimestampMicrosecondArray,
+    };
+    use tokio::sync::mpsc;
+
+    fn part(source: SourceName, n: usize) -> FeaturePart {
+        let times = || TimestampMicrosecondArray::from(vec![0; n]).with_timezone("UTC");
+        let ids = std::iter::repeat_n(None::<[u8; 16]>, n);
+        let rows = RecordBatch::try_new(
+            feature_row_schema(),
+            vec![
+                Arc::new(StringArray::from(vec!["e"; n])),
+                Arc::new(StringArray::from(vec!["f"; n])),
+                Arc::new(Float64Array::from(vec![1.0; n])),
+                Arc::new(times()),
+                Arc::new(times()),
+                Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(ids, 16).unwrap()),
+                Arc::new(Int64Array::from_iter_values(0..n as i64)),
+                Arc::new(Int32Array::from(vec![0; n])),
+            ],
+        )
+        .unwrap();
+        let token = Token::after(0);
+        let to = n as i64;
+        let (abandoned, _) = mpsc::unbounded_channel();
+        FeaturePart {
+            ticket: Ticket::new(source.clone(), token, 0, to, abandoned),
+            source,
+            token,
+            from: 0,
+            to,
+            n_in: to,
+            n_kept: to,
+            n_filtered: 0,
+            rows,
+            dead: Vec::new(),
+            online: Vec::new(),
+            credit: Credit::default(),
+            sampled_timestamps_us: Vec::new(),
+        }
+    }
+
+    fn batch() -> FeatureBatch {
+        FeatureBatch {
+            stream: 0,
+            transform: "x".into(),
+            script_sha256: "h".into(),
+            parts: vec![
+                part(SourceName::kafka("s", "t", 0), CHUNK_MIN_ROWS),
+                part(SourceName::upload("s", "u"), CHUNK_MIN_ROWS - 1),
+                part(SourceName::upload("s", "v"), CHUNK_MIN_ROWS),
+            ],
+        }
+    }
+
+    fn header(outgoing: &Outgoing) -> WriteHeader {
+        let (_, head) = outgoing.fields.iter().find(|(name, _)| *name == "head").unwrap();
+        serde_json::from_slice(head).unwrap()
+    }
+
+    fn files(outgoing: &Outgoing) -> Vec<bool> {
+        let parts = header(outgoing).parts;
+        assert_eq!(parts.iter().filter(|p| p.n_rows == 0).count(), 0);
+        parts.iter().map(|p| p.chunk.is_some()).collect()
+    }
+
+    #[test]
+    fn large_parts_of_uploads_go_as_files_that_live_until_they_are_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = ChunkSpool::new(dir.path(), "n").unwrap();
+        assert!(wants_chunks(&batch()));
+        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), Some(&spool)).unwrap();
+        assert_eq!(files(&outgoing), [false, false, true]);
+        let path = outgoing.parts[2].chunk.as_ref().unwrap().path().to_owned();
+        assert!(path.is_file());
+        drop(outgoing);
+        assert!(!path.exists(), "given up");
+    }
+
+    #[test]
+    fn without_a_spool_that_can_be_written_rows_go_over_the_queue() {
+        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), None).unwrap();
+        assert_eq!(files(&outgoing), [false; 3]);
+        let dir = tempfile::tempdir().unwrap();
+        let spool = ChunkSpool::new(dir.path(), "n").unwrap();
+        std::fs::remove_dir(dir.path().join("chunks")).unwrap();
+        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), Some(&spool)).unwrap();
+        assert_eq!(files(&outgoing), [false; 3]);
+    }
 }

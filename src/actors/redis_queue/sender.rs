@@ -2,11 +2,11 @@
 
 use super::{
     durable::DurablePositions,
-    prepare::{NotQueued, prepare},
+    prepare::{NotQueued, prepare, wants_chunks},
     transport::{listen, put_on_queue, write_online},
 };
 use crate::{
-    actors::{KafkaIngest, Replayer},
+    actors::{FileUpload, KafkaIngest, Replayer},
     config::Config,
     kafka::AcknowledgedPositions,
     messages::{
@@ -14,11 +14,13 @@ use crate::{
         QueueReply, SourceOpened,
     },
     protocol::{
+        apply::Decision,
         source::{OpenReply, SourceName},
         ticket::Ticket,
         window::{PartRange, SendWindows},
     },
     queue::{self, Keys, RedisLink, encode_open},
+    spool::{Chunk, SharedSpool},
     supervision::{Link, Undelivered},
     telemetry::StageMeter,
 };
@@ -53,12 +55,16 @@ pub struct QueueParts {
     pub ingest: Link<KafkaIngest>,
     /// Where those of replays go.
     pub replayer: Link<Replayer>,
+    /// Where those of uploads go.
+    pub uploads: Link<FileUpload>,
     /// Positions that DuckDB acknowledged; told here, so that no killed actor can lose them.
     pub acknowledged: Arc<AcknowledgedPositions>,
     /// The same for every source that is open, whatever it is read from.
     pub durable: Arc<DurablePositions>,
     /// Redis' generation, as this node knows it.
     pub generation: Arc<Mutex<String>>,
+    /// The spool of this node.
+    pub spool: Arc<SharedSpool>,
 }
 
 impl QueueParts {
@@ -100,6 +106,8 @@ pub(super) struct SentPart {
     pub(super) ticket: Ticket,
     pub(super) _credit: Credit,
     pub(super) sampled_timestamps_us: Vec<i64>,
+    /// The file with its rows, until it is answered or given up.
+    pub(super) chunk: Option<Chunk>,
 }
 
 /// What stands on the queue, or is about to.
@@ -202,12 +210,17 @@ impl RedisQueue {
     where
         KafkaIngest: Handler<M>,
         Replayer: Handler<M>,
+        FileUpload: Handler<M>,
         M: Message + OfSource + Send + 'static,
         M::Result: Send,
     {
         if message.source().is_replay() {
             // Between two lives it opens its source again, and hears then.
             let _ = self.parts.replayer.deliver(message);
+            return;
+        }
+        if message.source().is_upload() {
+            let _ = self.parts.uploads.deliver(message);
             return;
         }
         let Err(Undelivered(message)) = self.parts.ingest.deliver(message) else { return };
@@ -244,6 +257,11 @@ impl RedisQueue {
             };
             self.tell_ingest(acknowledged, ACK_TRIES, ctx);
         } else {
+            let next = verdict.next_pos == part.range.from;
+            if part.chunk.is_some() && verdict.decision == Decision::Gap && next {
+                // Nothing is missing before it: the store could not read its rows.
+                self.parts.spool.doubt();
+            }
             // The ticket is dropped unsettled, which makes the source open again.
             self.windows.lost(&part.range);
             tracing::warn!(
@@ -374,6 +392,7 @@ impl Handler<FeatureBatch> for RedisQueue {
                 Some(connection) => connection,
                 None => parts.redis.manager_at_last().await,
             };
+            let mut asking = connection.clone();
             let written = write_online(batch, connection, &keys, &generation, &parts.durable);
             let batch = match written.await {
                 Ok(batch) => batch,
@@ -388,9 +407,12 @@ impl Handler<FeatureBatch> for RedisQueue {
             if batch.parts.is_empty() {
                 return Ok(None);
             }
-            let node = parts.node_name.clone();
-            let prepared =
-                tokio::task::spawn_blocking(move || prepare(batch, node, generation)).await;
+            let (node, spool) = (parts.node_name.clone(), parts.spool.clone());
+            let shared = wants_chunks(&batch) && spool.is_shared(&mut asking, &keys).await;
+            let prepared = tokio::task::spawn_blocking(move || {
+                prepare(batch, node, generation, shared.then(|| spool.chunks()))
+            })
+            .await;
             Ok(Some(prepared.map_err(anyhow::Error::from)??))
         };
         ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
@@ -445,7 +467,7 @@ impl Handler<Answered> for RedisQueue {
                 }
             }
             // Nobody asks for these through this actor.
-            QueueReply::Registered { .. } | QueueReply::Noted(_) => {}
+            QueueReply::Registered { .. } | QueueReply::Noted(_) | QueueReply::Uploaded(_) => {}
             QueueReply::Refused { reason } => {
                 METER.error("unreadable");
                 for source in unanswered.sources {

@@ -100,8 +100,9 @@ async fn write_part(
 }
 
 fn observe(part: &FeaturePart) {
-    // A replayed record is old by nature: that says nothing of how fast the way is.
-    if part.online.is_empty() || part.source.is_replay() {
+    // A replayed record is old by nature, a row of a file waits for its turn: neither says how fast the
+    // way is.
+    if part.online.is_empty() || part.source.is_replay() || part.source.is_upload() {
         return;
     }
     let now = chrono::Utc::now().timestamp_micros();

@@ -24,7 +24,12 @@ fn books() -> Connection {
                  (1, 1, 9, NULL, NULL, 'decode', 'invalid_json', '', 'x'::BLOB, 1, repeat('a', 64), 'h', now(), now());
              INSERT INTO replays VALUES ('r', 'replay:s/r', 's', 'n', 2, now());
              INSERT INTO dead_letter_replays VALUES
-                 (1, 9, 'r', now(), 0, NULL, now()), (1, 12, 'r', now(), 1, NULL, now());",
+                 (1, 9, 'r', now(), 0, NULL, now()), (1, 12, 'r', now(), 1, NULL, now());
+             INSERT INTO sources (source_no, source, token, token_no, owner, next_pos, start_pos, updated_at) VALUES
+                 (2, 'upload:s/u', gen_random_uuid(), 1, 'o', 0, 0, now());
+             INSERT INTO uploads VALUES
+                 ('u', 'k', 'h', 's', 'upload:s/u', 'n', 'f', 'csv', 'none', 9, 3, now()),
+                 ('v', 'l', 'h', 's', 'upload:s/v', 'n', 'f', 'csv', 'none', 9, 0, now());",
         )
         .unwrap();
     connection
@@ -40,9 +45,9 @@ fn sound_books_pass() {
 #[test]
 fn every_planted_defect_is_found_by_its_check() {
     for (defect, check) in [
-        ("UPDATE sources SET next_pos = 19", "ledger_contiguous"),
+        ("UPDATE sources SET next_pos = 19 WHERE source_no = 1", "ledger_contiguous"),
         ("UPDATE ingest_ledger SET from_pos = 11 WHERE batch_seq = 2", "ledger_contiguous"),
-        ("UPDATE sources SET start_pos = 1", "ledger_contiguous"),
+        ("UPDATE sources SET start_pos = 1 WHERE source_no = 1", "ledger_contiguous"),
         ("DELETE FROM ingest_ledger WHERE batch_seq = 1", "ledger_contiguous"),
         ("UPDATE ingest_ledger SET source_no = 7 WHERE batch_seq = 2", "ledger_contiguous"),
         ("UPDATE ingest_ledger SET n_filtered = 3 WHERE batch_seq = 2", "ledger_counts"),
@@ -62,6 +67,11 @@ fn every_planted_defect_is_found_by_its_check() {
         ("UPDATE dead_letter_replays SET place = 2 WHERE place = 1", "replays_whole"),
         ("UPDATE dead_letter_replays SET place = 0", "replays_whole"),
         ("UPDATE dead_letter_replays SET pos = 9", "replays_whole"),
+        ("UPDATE uploads SET idempotency_key = 'k'", "uploads_whole"),
+        ("UPDATE uploads SET upload_id = 'u'", "uploads_whole"),
+        ("UPDATE uploads SET source = 'upload:s/u'", "uploads_whole"),
+        ("UPDATE sources SET next_pos = 4 WHERE source_no = 2", "uploads_whole"),
+        ("DELETE FROM uploads WHERE upload_id = 'u'", "uploads_whole"),
     ] {
         let connection = books();
         connection.execute_batch(defect).unwrap();

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     messages::{
-        DeadLetter, PartHeader, Record, Stage, WriteHeader, dead_letters_to_arrow,
+        DeadLetter, PartHeader, Payload, Record, Stage, WriteHeader, dead_letters_to_arrow,
         feature_row_schema,
     },
     protocol::source::{SourceAttributes, Token},
@@ -14,7 +14,12 @@ use arrow::array::{
 use std::{path::Path, sync::Arc};
 
 fn open(dir: &Path) -> Writer {
-    let options = DatabaseOptions { file: dir.join("t.duckdb"), memory_limit_mib: 256, threads: 1 };
+    let options = DatabaseOptions {
+        file: dir.join("t.duckdb"),
+        memory_limit_mib: 256,
+        threads: 1,
+        chunks: None,
+    };
     Writer::new(Database::open(options).unwrap()).unwrap()
 }
 
@@ -68,8 +73,12 @@ fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
         ],
     )
     .unwrap();
-    let record =
-        Record { position: to - 1, timestamp_us: 5, event_id: None, payload: Some(b"{broken") };
+    let record = Record {
+        position: to - 1,
+        timestamp_us: 5,
+        event_id: None,
+        payload: Payload::Json(b"{broken"),
+    };
     let letter =
         DeadLetter::with_reason(&record, None, Stage::Decode, "invalid_json".into(), "at 1".into());
     let part = PartHeader {
@@ -82,6 +91,7 @@ fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
         n_dead: 1,
         n_filtered: 0,
         n_rows: n as i64,
+        chunk: None,
     };
     WriteRequest {
         header: WriteHeader {

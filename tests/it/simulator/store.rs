@@ -228,7 +228,20 @@ impl World {
         self.decided(vec![Decided { entry, said: Said::Opened(p, reply) }], Vec::new());
     }
 
-    fn offer(&self, trial: &mut Watermarks, range: &PartRange) -> Decision {
+    /// Whether a part's rows came as a file, and it is not there. The dice are the part's own: those
+    /// of the world fall as they would without files.
+    fn chunk_is_gone(&self, range: &PartRange) -> bool {
+        let dice = range.token.id.as_u128() ^ range.from.unsigned_abs() as u128;
+        self.faults && dice.is_multiple_of(101)
+    }
+
+    fn offer(&mut self, trial: &mut Watermarks, range: &PartRange) -> Decision {
+        let PartRange { source, token, from, to } = range;
+        if self.chunk_is_gone(range) && trial.decide(source, *token, *from, *to) == Decision::Apply
+        {
+            self.count(Count::ChunkGone);
+            return Decision::Gap;
+        }
         let decision = trial.offer(&range.source, range.token, range.from, range.to);
         let Some(mut state) = trial.get(&range.source).cloned() else { return decision };
         let taken = match decision {

@@ -40,7 +40,7 @@ counted! {
     KeptOut, Looked, Replayed, Renewed, Repeated, SentAgain, Refused, Halted, PromiseHonoured,
     PromiseAwaited, Reopened, Reseek, RedisEmptied, RedisRestarted, RedisLostEnd, ReplyLost,
     RequestLost, AnswerLost, Swapped, StoreCrash, StatementError, CommitUnknown, Restored, NodeCrash,
-    NodePaused, ActorDied, Rebalanced, PartitionLost, OffsetLost, WorkerLeft, LeaseRefused,
+    NodePaused, ActorDied, Rebalanced, PartitionLost, OffsetLost, WorkerLeft, LeaseRefused, ChunkGone,
 }
 
 /// Tallies by [`Count`].

@@ -75,7 +75,7 @@ pub fn decode(decoder: &Decoder, entries: &[(Position, Entry)]) -> Result<Batch,
             position: *position,
             timestamp_us: entry.id.timestamp_us(),
             event_id: None,
-            payload: entry.json.as_deref(),
+            payload: entry.json.as_deref().into(),
         });
     }
     let now_us = chrono::Utc::now().timestamp_micros();
@@ -158,6 +158,7 @@ impl Batch {
             n_dead,
             n_filtered: 0,
             n_rows: n_kept,
+            chunk: None,
         };
         let header = WriteHeader {
             node,
