@@ -22,6 +22,9 @@
 //! | `i_plain_answered` | plain writes were answered and have left their stream |
 //! | `s_tried` | a script version was tried, nothing is written down |
 //! | `s_noted` | what became of it is written down, nobody goes by it |
+//! | `u_registered` | the store has written an upload down and has not answered |
+//! | `u_chunk_written` | a part's rows are a file in the spool, nothing is on the queue |
+//! | `u_chunk_read` | the rows of such a file are in the transaction, nothing is committed |
 //! | `j_before_commit` | about to commit offsets to Kafka |
 //! | `j_committed` | offsets were sent to Kafka |
 //!
@@ -55,6 +58,19 @@ pub const CRASH_POINTS: [&str; 12] = [
 /// The crash points of plain writes, which only they pass.
 pub const PLAIN_WRITE_CRASH_POINTS: [&str; 3] =
     ["e_plain_online", "i_plain_decided", "i_plain_answered"];
+
+/// The crash points of an upload's life, in its order; between `u_accepted` and `u_landed` its
+/// chunks pass those of [`CRASH_POINTS`] as well.
+pub const UPLOAD_CRASH_POINTS: [&str; 8] = [
+    "u_received",
+    "u_checked",
+    "u_kept",
+    "u_registered",
+    "u_accepted",
+    "u_chunk_written",
+    "u_chunk_read",
+    "u_landed",
+];
 
 /// Ends the process at once: no destructor runs, nothing is flushed.
 pub fn die() -> ! {

@@ -6,11 +6,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`config`], [`cli`], [`node`], [`service`], [`report`] | how a node is told, started and asked |
-//! | [`generate`], [`kafka`] | where events come from |
+//! | [`generate`], [`kafka`], [`files`], [`upload_client`] | where events come from |
 //! | [`messages`], [`actors`] | what moves, and who moves it |
 //! | [`protocol`] | the rules of delivery, without I/O |
 //! | [`decode`], [`python`] | records to columns, columns to features |
 //! | [`queue`], [`online`] | Redis: the way to the store, the newest values |
+//! | [`spool`] | the folder that nodes and the store may share: rows on their way as files |
 //! | [`store`] | DuckDB: the one transaction, the audit, the reads |
 //! | [`failpoint`] | where tests crash it |
 //! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
@@ -21,6 +22,7 @@ pub mod config;
 pub mod decode;
 pub mod embedded;
 pub mod failpoint;
+pub mod files;
 pub mod generate;
 pub mod kafka;
 pub mod messages;
@@ -31,9 +33,11 @@ pub mod python;
 pub mod queue;
 pub mod report;
 pub mod service;
+pub mod spool;
 pub mod store;
 pub mod supervision;
 pub mod telemetry;
+pub mod upload_client;
 
 /// What `proto/` says, as Rust.
 pub mod proto {

@@ -4,15 +4,20 @@
 
 import { Model } from "./model.js";
 import { lost, verdict } from "./verdict.js";
-import { draw, drawStale, drawVerdict } from "./view.js";
+import { draw, drawFiles, drawStale, drawVerdict } from "./view.js";
 
 const EVERY_MS = 1000;
 const TIMEOUT_MS = 3000;
+/** Files change seldom, and asking for them is a question to the store. */
+const FILES_EVERY_MS = 3000;
+const FILES_SHOWN = 8;
 
 const model = new Model();
 /** When the last whole answer came, on the browser's clock; `null` before the first. */
 let answeredAt = null;
 let timer = null;
+/** When the files were asked for, on the browser's clock. */
+let filesAskedAt = -Infinity;
 
 async function ask(path) {
   const signal = AbortSignal.timeout(TIMEOUT_MS);
@@ -24,6 +29,17 @@ async function ask(path) {
 async function read() {
   const answers = [ask("api/status").then((r) => r.json()), ask("metrics").then((r) => r.text())];
   return Promise.all(answers);
+}
+
+/** The newest files, or `null`: it is not their turn, or the store cannot be asked now. */
+async function readFiles() {
+  if (performance.now() - filesAskedAt < FILES_EVERY_MS) return null;
+  filesAskedAt = performance.now();
+  try {
+    return await ask(`api/uploads?limit=${FILES_SHOWN}`).then((r) => r.json());
+  } catch {
+    return null;
+  }
 }
 
 function reasonOf(error) {
@@ -38,6 +54,7 @@ async function poll() {
     const [status, metrics] = await read();
     answeredAt = performance.now();
     show(status, metrics);
+    drawFiles(await readFiles());
   } catch (error) {
     showLost(reasonOf(error));
   }

@@ -210,6 +210,32 @@ function drawScripts(scripts) {
   });
 }
 
+const FILE_TONES = { landed: "good", halted: "bad" };
+
+/** The newest files; `null` while the store cannot be asked: what was shown stays. */
+export function drawFiles(files) {
+  if (files === null) return;
+  byId("files-section").hidden = files.length === 0;
+  const build = () => {
+    const tr = row("name", "name", "state", "number", "number");
+    tr.cells[2].append(make("span", "mark"));
+    return tr;
+  };
+  keyed(byId("files"), files, (file) => file.upload_id, build, (tr, file) => {
+    fillName(tr.cells[0], file.filename || file.upload_id);
+    setAttribute(tr.cells[0], "title", `${file.upload_id} on ${file.node}`);
+    setText(tr.cells[1], file.stream);
+    const mark = tr.cells[2].firstElementChild;
+    const share = file.rows > 0 ? ` ${percent(file.rows_done / file.rows)}` : "";
+    setText(mark, file.state === "accepted" ? `under way${share}` : file.state);
+    setAttribute(mark, "data-tone", FILE_TONES[file.state] ?? "calm");
+    setAttribute(mark, "title", file.reason || null);
+    setText(tr.cells[3], whole(file.rows));
+    setText(tr.cells[4], whole(file.dead_letters));
+    setAttribute(tr.cells[4], "data-zero", file.dead_letters === 0 ? "" : null);
+  });
+}
+
 function drawDeadLetters(letters) {
   const top = Math.max(1, ...letters.map((l) => l.count));
   byId("letters-none").hidden = letters.length > 0;

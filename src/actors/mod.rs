@@ -3,6 +3,7 @@
 
 pub mod batch_accumulator;
 pub mod duckdb_writer;
+pub mod feeder;
 pub mod file_upload;
 pub mod generator;
 pub mod kafka_ingest;

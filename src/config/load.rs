@@ -184,6 +184,30 @@ mod tests {
         assert_eq!(names, ["z", "m", "a"]);
     }
 
+    /// The keys of a table and of the tables in it, as `section.key`.
+    fn keys(table: &toml::Table, of: &str) -> Vec<String> {
+        table
+            .iter()
+            .flat_map(|(key, value)| match value {
+                toml::Value::Table(inner) => keys(inner, &format!("{of}{key}.")),
+                _ => vec![format!("{of}{key}")],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let text = include_str!("../../millstream.example.toml");
+        let said: toml::Table = toml::from_str(text).unwrap();
+        let said = keys(&said, "");
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        for key in keys(&defaults, "") {
+            assert!(said.contains(&key), "the example does not have {key}");
+        }
+        let example: Config = toml::from_str(text).unwrap();
+        assert_eq!(toml::Table::try_from(example).unwrap(), defaults);
+    }
+
     #[test]
     fn the_shipped_streams_survive_a_round_trip() {
         let text = toml::to_string(&Config::default()).unwrap();

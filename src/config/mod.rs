@@ -30,6 +30,8 @@ pub struct Config {
     pub python: PythonConfig,
     /// The DuckDB writer.
     pub store: StoreConfig,
+    /// Files over gRPC.
+    pub uploads: UploadsConfig,
     /// Made-up events.
     pub generator: GeneratorConfig,
     /// What flows: each stream binds a source to a script.
@@ -45,6 +47,7 @@ impl Default for Config {
             batch: BatchConfig::default(),
             python: PythonConfig::default(),
             store: StoreConfig::default(),
+            uploads: UploadsConfig::default(),
             generator: GeneratorConfig::default(),
             streams: StreamConfig::shipped(),
         }
@@ -238,6 +241,48 @@ impl Default for StoreConfig {
     }
 }
 
+/// `[uploads]`: files over gRPC.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UploadsConfig {
+    /// Folder of files that are not processed yet; relative to `node.data_dir`. Where nodes with the
+    /// role `process` and the store share it, chunks go into DuckDB as Parquet, else as Arrow over
+    /// the queue.
+    pub spool_dir: PathBuf,
+    /// Bytes of one file as sent, at most.
+    pub max_file_bytes: u64,
+    /// Bytes in the spool of this node, at most.
+    pub max_spool_bytes: u64,
+    /// Bytes of one file once it is decompressed, at most.
+    pub max_decompressed_bytes: u64,
+    /// How many times larger a file may become by decompression.
+    pub max_ratio: u64,
+    /// Rows of one file, at most.
+    pub max_rows: u64,
+    /// Columns of one file, at most.
+    pub max_columns: usize,
+    /// Memory that the check of a file may take, in MiB; it runs in a process of its own.
+    pub check_memory_mib: u64,
+    /// Files that are processed at the same time.
+    pub parallel: usize,
+}
+
+impl Default for UploadsConfig {
+    fn default() -> Self {
+        Self {
+            spool_dir: PathBuf::from("spool"),
+            max_file_bytes: 8 << 30,
+            max_spool_bytes: 16 << 30,
+            max_decompressed_bytes: 64 << 30,
+            max_ratio: 250,
+            max_rows: 1_000_000_000,
+            max_columns: 2_000,
+            check_memory_mib: 2048,
+            parallel: 2,
+        }
+    }
+}
+
 /// `[generator]`: made-up events, each a pure function of its id.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -248,13 +293,28 @@ pub struct GeneratorConfig {
     pub rate: f64,
     /// Makes a run repeatable.
     pub seed: u64,
+    /// Seconds between two files that are uploaded, JSON and Parquet in turn; 0: none.
+    pub upload_every_s: f64,
+    /// Events of one such file.
+    pub upload_rows: u32,
+    /// gRPC address (`host:port`) of the node that takes them; empty: this node's own, when it has
+    /// the role `process`, else none are made.
+    pub upload_to: String,
     /// Shares of awkward events and the spread of the entities.
     pub mix: Mix,
 }
 
 impl Default for GeneratorConfig {
     fn default() -> Self {
-        Self { tasks: 2, rate: 5_000.0, seed: 42, mix: Mix::default() }
+        Self {
+            tasks: 2,
+            rate: 5_000.0,
+            seed: 42,
+            upload_every_s: 10.0,
+            upload_rows: 2_000,
+            upload_to: String::new(),
+            mix: Mix::default(),
+        }
     }
 }
 
@@ -277,6 +337,15 @@ impl Config {
             ("store.group_rows", self.store.group_rows as f64),
             ("store.memory_limit_mib", self.store.memory_limit_mib as f64),
             ("store.threads", self.store.threads as f64),
+            ("uploads.max_file_bytes", self.uploads.max_file_bytes as f64),
+            ("uploads.max_spool_bytes", self.uploads.max_spool_bytes as f64),
+            ("uploads.max_decompressed_bytes", self.uploads.max_decompressed_bytes as f64),
+            ("uploads.max_ratio", self.uploads.max_ratio as f64),
+            ("uploads.max_rows", self.uploads.max_rows as f64),
+            ("uploads.max_columns", self.uploads.max_columns as f64),
+            ("uploads.check_memory_mib", self.uploads.check_memory_mib as f64),
+            ("uploads.parallel", self.uploads.parallel as f64),
+            ("generator.upload_rows", f64::from(self.generator.upload_rows)),
         ];
         for (key, value) in positive {
             if !(value > 0.0 && value.is_finite()) {
@@ -288,11 +357,24 @@ impl Config {
                         or one batch would fill the whole pipeline"
                 .into());
         }
-        if self.generator.tasks < 2 {
-            return Err("`generator.tasks` must be at least 2".into());
+        // The numbers beyond belong to files and replays.
+        if !(2..=250).contains(&self.generator.tasks) {
+            return Err("`generator.tasks` must be from 2 to 250".into());
+        }
+        let upload_to = &self.generator.upload_to;
+        let is_address = |text: &str| {
+            text.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        if !upload_to.is_empty() && !is_address(upload_to) {
+            return Err(format!("`generator.upload_to` is `{upload_to}`: write host:port"));
         }
         if !(self.generator.rate >= 0.0 && self.generator.rate.is_finite()) {
             return Err("`generator.rate` must be zero (flat out) or more".into());
+        }
+        if !(self.generator.upload_every_s >= 0.0 && self.generator.upload_every_s.is_finite()) {
+            return Err("`generator.upload_every_s` must be zero (no files) or more".into());
         }
         self.generator.mix.validate().map_err(|e| format!("`generator.mix`: {e}"))?;
         let namespace = &self.node.namespace;
@@ -329,6 +411,12 @@ impl Config {
     #[must_use]
     pub fn node_name(&self) -> String {
         if self.node.name.is_empty() { hostname() } else { self.node.name.clone() }
+    }
+
+    /// The spool of uploads, with the data folder applied.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.node.data_dir.join(&self.uploads.spool_dir)
     }
 
     /// The DuckDB file, with the data folder applied.

@@ -200,9 +200,9 @@ impl NodeView {
         .await?
     }
 
-    /// DuckDB's position by source name.
+    /// DuckDB's position of each Kafka source, by its name.
     async fn next_positions(&self) -> anyhow::Result<HashMap<String, i64>> {
-        let sql = "SELECT source, next_pos FROM sources \
+        let sql = "SELECT source, next_pos FROM sources WHERE source LIKE 'kafka:%' \
                    QUALIFY source_no = max(source_no) OVER (PARTITION BY source)";
         let bytes = match self.read(&ReadRequest::Query { sql: sql.into() }).await? {
             (ReadReply::Failed { reason, .. }, _) => bail!("{reason}"),
@@ -220,7 +220,8 @@ impl NodeView {
         Ok(positions)
     }
 
-    /// Waits until DuckDB holds everything that the topics hold, whichever nodes read them.
+    /// Waits until DuckDB holds everything that the topics hold, whichever nodes read them, and every
+    /// row of the files that this node's own generator has uploaded.
     ///
     /// # Errors
     /// When that is not so within `deadline`; the message names what is behind.
@@ -229,7 +230,7 @@ impl NodeView {
         let until = Instant::now() + deadline;
         loop {
             let behind = match self.behind(&ingest).await {
-                Ok(None) => return Ok(()),
+                Ok(None) => break,
                 Ok(Some(behind)) => behind,
                 // A store that is being started again is behind, too.
                 Err(error) => format!("{error:#}"),
@@ -238,6 +239,12 @@ impl NodeView {
                 bail!("not caught up within {deadline:?}: {behind}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        match &self.generator {
+            Some(generator) => {
+                generator.wait_uploads_landed(until.saturating_duration_since(Instant::now())).await
+            }
+            None => Ok(()),
         }
     }
 
@@ -420,6 +427,7 @@ impl Node {
         self.stop_generator().await?;
         // What it sends counts as on its way, and it would go on; the next start does.
         self.view.registry.stop("replayer").await;
+        self.view.registry.stop("file_upload").await;
         let drained = match &self.view.ingest {
             Some(ingest) => self.drain(ingest.clone(), deadline).await,
             None => Ok(()),
@@ -434,7 +442,6 @@ impl Node {
         for actor in [
             "generator",
             "kafka_ingest",
-            "file_upload",
             "transform_deployer",
             "batch_accumulator",
             "python_worker_supervisor",

@@ -7,7 +7,8 @@ use crate::{
         PythonWorkerSupervisor, RedisQueue, RedisQueueServer, Replayer, TransformDeployer,
         WorkerSemaphore,
         duckdb_writer::{WriterThread, WriterThreadParts},
-        file_upload::UploadEndpoint,
+        feeder::FeederParts,
+        file_upload::{FileUploadParts, UploadDesk, UploadEndpoint},
         generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
         kafka_ingest::{PollThread, PollThreadParts, StreamHolds},
         python_worker_supervisor::{PythonParts, PythonStatus, ScriptShelf, WorkerSlot},
@@ -16,12 +17,13 @@ use crate::{
         transform_deployer::{DeployDesk, DeployParts},
         worker_semaphore::SemaphoreSlot,
     },
-    config::Config,
+    config::{self, Config},
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     online::marks,
     queue::{self, Keys, ReadingSlot, RedisLink},
     service,
+    spool::{self, SharedSpool},
     store::database::DatabaseOptions,
     supervision::{FatalSender, Link, Registry, RestartPolicy},
     telemetry,
@@ -29,6 +31,7 @@ use crate::{
 use anyhow::{Context, bail};
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -72,6 +75,8 @@ struct Shared {
     credit: Arc<Semaphore>,
     total_credit: usize,
     desk: Option<Arc<ReplayDesk>>,
+    upload: Link<FileUpload>,
+    uploads: Option<Arc<UploadDesk>>,
     scripts: Option<Arc<DeployDesk>>,
     generation: Arc<Mutex<String>>,
 }
@@ -121,6 +126,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
 
     let (fatal, fatal_reports) = FatalSender::channel();
     let total_credit = (config.kafka.max_inflight_bytes >> 10).max(1);
+    let upload = Link::default();
     let shared = Shared {
         registry: Registry::new(fatal.clone()),
         fatal,
@@ -134,6 +140,16 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
             }
             _ => None,
         },
+        uploads: match &redis {
+            Some(redis) if roles.contains(&Role::Process) => Some(Arc::new(UploadDesk::new(
+                config.clone(),
+                redis.clone(),
+                upload.clone(),
+                program(&options)?,
+            )?)),
+            _ => None,
+        },
+        upload,
         scripts: roles.contains(&Role::Process).then(|| Arc::new(DeployDesk::new(config.clone()))),
         config: config.clone(),
         redis: redis.clone(),
@@ -153,18 +169,16 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     let (accumulator, supervisor) = (Link::default(), Link::default());
     let python = Arc::new(PythonStatus::default());
     let ephemeral = embedded_kafka.as_ref().map(|k| k.cluster_id().to_owned());
-    let upload = Link::default();
     let ingest = if roles.contains(&Role::Process) {
-        shared
-            .registry
-            .supervise("file_upload", upload.clone(), RestartPolicy::default(), || FileUpload);
         let links = (accumulator.clone(), supervisor.clone());
         Some(start_process(&shared, &options, links, python.clone(), ephemeral)?)
     } else {
         None
     };
     let generator = if roles.contains(&Role::Generate) {
-        Some(start_generator(&shared, &options, embedded_kafka.is_some())?)
+        let takes_files = roles.contains(&Role::Process);
+        let own_grpc = takes_files.then(|| grpc.local_addr()).transpose()?;
+        Some(start_generator(&shared, &options, embedded_kafka.is_some(), own_grpc)?)
     } else {
         None
     };
@@ -186,7 +200,8 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     };
     let (http_address, grpc_address) = (http.local_addr()?, grpc.local_addr()?);
     let http_server = service::http(view.clone(), http);
-    let grpc_server = service::grpc(view.clone(), UploadEndpoint(upload), grpc).await?;
+    let grpc_server =
+        service::grpc(view.clone(), UploadEndpoint(shared.uploads.clone()), grpc).await?;
     let upkeep = tokio::task::spawn_local(async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -260,6 +275,10 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
         server: server.clone(),
         fatal: fatal.clone(),
     })?);
+    let owner = format!("{} on {}", config.database().display(), config::hostname());
+    if let Err(error) = spool::mark(&config.spool(), thread.database_id(), &owner) {
+        tracing::warn!(%error, "the spool cannot be shared with nodes: rows go over the queue");
+    }
     // Before any work begins here: another database behind this namespace, or data that Redis lost.
     let critical = marks::fingerprint(&config.streams);
     let mut connection = redis.manager().await?;
@@ -290,6 +309,14 @@ async fn start_store(shared: &Shared, keys: &Keys) -> anyhow::Result<Arc<WriterT
     Ok(thread)
 }
 
+/// The spool of a `process` node, without what an earlier life of the node has left of its chunks.
+fn open_spool(config: &Config) -> anyhow::Result<SharedSpool> {
+    let folder = config.spool();
+    SharedSpool::new(&folder, &config.node_name()).with_context(|| {
+        format!("the spool {} cannot be used (`uploads.spool_dir`)", folder.display())
+    })
+}
+
 fn start_process(
     shared: &Shared,
     options: &NodeOptions,
@@ -309,9 +336,11 @@ fn start_process(
         node_name: config.node_name(),
         ingest: ingest.clone(),
         replayer: replayer.clone(),
+        uploads: shared.upload.clone(),
         acknowledged: shared.acknowledged.clone(),
         durable: Arc::default(),
         generation: shared.generation.clone(),
+        spool: Arc::new(open_spool(config)?),
     };
     let of = config.clone();
     registry.supervise("redis_queue", queue.clone(), RestartPolicy::default(), move || {
@@ -338,10 +367,7 @@ fn start_process(
         ingest: ingest.clone(),
         holds: holds.clone(),
         status: python,
-        program: match &options.worker_program {
-            Some(program) => program.clone(),
-            None => std::env::current_exe().context("the program's own path is unknown")?,
-        },
+        program: program(options)?,
         site_dirs: python_env::site_dirs(&config.python)?,
     };
     let deploy = DeployParts {
@@ -372,7 +398,16 @@ fn start_process(
         move || BatchAccumulator::new(&of, supervisor.clone()),
     );
 
-    start_replayer(shared, &node_id, queue.clone(), accumulator.clone(), replayer)?;
+    let feeder = FeederParts {
+        config: config.clone(),
+        redis: redis.clone(),
+        owner: node_id.to_string(),
+        queue: queue.clone(),
+        accumulator: accumulator.clone(),
+        credit: shared.credit.clone(),
+        total_credit: shared.total_credit,
+    };
+    start_feeding(shared, feeder, replayer)?;
 
     let (wanted, to_open) = mpsc::unbounded_channel();
     let thread = PollThread::start(PollThreadParts {
@@ -399,33 +434,39 @@ fn start_process(
     Ok(thread)
 }
 
-fn start_replayer(
+/// Those whose records lie at hand.
+fn start_feeding(
     shared: &Shared,
-    owner: &str,
-    queue: Link<RedisQueue>,
-    accumulator: Link<BatchAccumulator>,
-    link: Link<Replayer>,
+    feeder: FeederParts,
+    replayer: Link<Replayer>,
 ) -> anyhow::Result<()> {
-    let parts = ReplayerParts {
-        config: shared.config.clone(),
-        redis: shared.redis()?.clone(),
-        owner: owner.to_owned(),
-        queue,
-        accumulator,
-        credit: shared.credit.clone(),
-        total_credit: shared.total_credit,
-        desk: shared.desk.clone().context("only `process` nodes replay")?,
-    };
-    shared.registry.supervise("replayer", link, RestartPolicy::default(), move || {
+    let desk = shared.desk.clone().context("only `process` nodes replay")?;
+    let parts = ReplayerParts { feeder: feeder.clone(), desk };
+    shared.registry.supervise("replayer", replayer, RestartPolicy::default(), move || {
         Replayer::new(parts.clone())
     });
+    let desk = shared.uploads.clone().context("only `process` nodes take files")?;
+    let parts = FileUploadParts { feeder, desk };
+    let link = shared.upload.clone();
+    shared.registry.supervise("file_upload", link, RestartPolicy::default(), move || {
+        FileUpload::new(parts.clone())
+    });
     Ok(())
+}
+
+/// The binary that is started as a Python worker, and to check files.
+fn program(options: &NodeOptions) -> anyhow::Result<PathBuf> {
+    match &options.worker_program {
+        Some(program) => Ok(program.clone()),
+        None => std::env::current_exe().context("the program's own path is unknown"),
+    }
 }
 
 fn start_generator(
     shared: &Shared,
     options: &NodeOptions,
     embedded: bool,
+    own_grpc: Option<SocketAddr>,
 ) -> anyhow::Result<Arc<GeneratorTasks>> {
     let parts = GeneratorParts {
         config: shared.config.clone(),
@@ -433,6 +474,7 @@ fn start_generator(
         keep_ids: options.keep_ids,
         count: None,
         hold: options.hold_generator,
+        own_grpc,
     };
     let tasks = GeneratorTasks::start(&parts)?;
     let adopted = tasks.clone();

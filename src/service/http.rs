@@ -73,6 +73,7 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         .route("/api/sources/adopt", post(adopt))
         .merge(super::dlq::routes())
         .merge(super::transforms::routes())
+        .merge(super::uploads::routes())
         .with_state(view);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

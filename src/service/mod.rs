@@ -4,6 +4,7 @@ mod dlq;
 mod grpc;
 mod http;
 mod transforms;
+mod uploads;
 
 pub use grpc::serve as grpc;
 pub use http::{AdoptBody, QueryBody, serve as http};

@@ -127,6 +127,14 @@ pub const DUCKDB_ROWS: &str = "millstream_duckdb_rows_total";
 pub const DUCKDB_FILE: &str = "millstream_duckdb_file_bytes";
 /// Parts of writes that were not applied, by answer.
 pub const LEDGER_REJECTS: &str = "millstream_ledger_rejects_total";
+/// Files that clients sent, by what became of them.
+pub const UPLOADS: &str = "millstream_uploads_total";
+/// Bytes of files that came in.
+pub const UPLOAD_BYTES: &str = "millstream_upload_bytes_total";
+/// Bytes of files that are not processed yet.
+pub const SPOOL_BYTES: &str = "millstream_spool_bytes";
+/// Pieces of files whose features went to the store as Parquet.
+pub const UPLOAD_CHUNKS: &str = "millstream_upload_chunks_total";
 /// Whether a component is ready.
 pub const READY: &str = "millstream_ready";
 /// Version and commit of the program.
@@ -162,6 +170,14 @@ pub const CATALOGUE: &[Metric] = &[
     counter(KAFKA_REBALANCES, "kafka_ingest", "Rebalances of the consumer group."),
     counter(KAFKA_COMMITTED, "kafka_ingest", "Offset commits sent to the broker."),
     gauge(KAFKA_HALTED, "kafka_ingest", "Partitions that wait for an operator."),
+    counter(UPLOADS, "file_upload", "Files that clients sent, by what became of them."),
+    counter(UPLOAD_BYTES, "file_upload", "Bytes of files that came in."),
+    counter(
+        UPLOAD_CHUNKS,
+        "redis_queue",
+        "Pieces of files whose features went to the store as Parquet rather than over the queue.",
+    ),
+    gauge(SPOOL_BYTES, "file_upload", "Bytes of files in the spool that are not processed yet."),
     gauge(ACTOR_UP, "", "1 while an instance of the actor lives."),
     counter(ACTOR_RESTARTS, "", "Restarts of an actor by cause."),
     seconds(ACTOR_RECOVERY, "", "From an actor's end to its next instance."),

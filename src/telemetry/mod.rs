@@ -65,6 +65,7 @@ fn start_at_zero() {
         ("kafka_ingest", "abandoned"),
         ("kafka_ingest", "stalled"),
         ("generator", "task"),
+        ("generator", "upload"),
         ("batch_accumulator", "abandoned"),
         ("worker_semaphore", "redis"),
         ("python_worker_supervisor", "abandoned"),
@@ -75,13 +76,15 @@ fn start_at_zero() {
         ("redis_queue", "generation"),
         ("redis_queue", "redis"),
         ("redis_queue", "rebuild"),
+        ("redis_queue", "spool"),
         ("redis_queue", "unreadable"),
         ("redis_queue", "plain_writes"),
         ("redis_queue", "quarantined"),
         ("duckdb_writer", "statement"),
         ("duckdb_writer", "commit"),
         ("duckdb_writer", "quarantine"),
-        ("file_upload", "unimplemented"),
+        ("file_upload", "refused"),
+        ("file_upload", "waiting"),
     ] {
         counter!(m::ERRORS, "stage" => stage, "error_type" => error).increment(0);
     }
@@ -104,10 +107,23 @@ fn start_at_zero() {
     for answer in ["duplicate", "gap", "overlap", "fenced"] {
         counter!(m::LEDGER_REJECTS, "answer" => answer).increment(0);
     }
-    for name in [m::KAFKA_REBALANCES, m::KAFKA_COMMITTED, m::DUCKDB_ROWS] {
+    for result in ["accepted", "duplicate", "refused"] {
+        counter!(m::UPLOADS, "result" => result).increment(0);
+    }
+    for name in
+        [m::KAFKA_REBALANCES, m::KAFKA_COMMITTED, m::DUCKDB_ROWS, m::UPLOAD_BYTES, m::UPLOAD_CHUNKS]
+    {
         counter!(name).increment(0);
     }
-    for name in [m::PERMITS, m::PERMITS_IN_USE, m::QUEUE_ENTRIES, m::DUCKDB_FILE, m::KAFKA_HALTED] {
+    let gauges = [
+        m::PERMITS,
+        m::PERMITS_IN_USE,
+        m::QUEUE_ENTRIES,
+        m::DUCKDB_FILE,
+        m::KAFKA_HALTED,
+        m::SPOOL_BYTES,
+    ];
+    for name in gauges {
         gauge!(name).set(0.0);
     }
 }

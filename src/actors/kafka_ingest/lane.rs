@@ -242,13 +242,15 @@ impl Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::messages::Payload;
 
     fn reading(next_pos: i64) -> Reading {
         Reading::new(Opened { token: Token::after(0), source_no: 1, next_pos, promised: None })
     }
 
     fn take(reading: &mut Reading, position: i64) -> Taken {
-        let record = Record { position, timestamp_us: 0, event_id: None, payload: Some(b"x") };
+        let record =
+            Record { position, timestamp_us: 0, event_id: None, payload: Payload::Json(b"x") };
         reading.take(record, Instant::now())
     }
 

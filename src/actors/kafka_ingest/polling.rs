@@ -215,7 +215,7 @@ impl Polling {
             position: message.offset(),
             timestamp_us: timestamp_us(message.timestamp()),
             event_id: event_id(message),
-            payload: message.payload(),
+            payload: message.payload().into(),
         };
         match reading.take(record, Instant::now()) {
             Taken::Kept => {

@@ -200,7 +200,9 @@ fn transform_letter(
     reason: &str,
     detail: &str,
 ) -> Option<DeadLetter> {
-    let record = record_of(part, decoded, row as usize)?;
+    let mut record = record_of(part, decoded, row as usize)?;
+    // Its header's, else its field's.
+    record.event_id = Some(decoded.event_ids[row as usize]).filter(|id| !id.is_nil());
     let entity = decoded.batch.column_by_name(&stream.entity).map(|c| entity_text(c, row as usize));
     Some(DeadLetter::with_reason(&record, entity, Stage::Transform, reason.into(), detail.into()))
 }

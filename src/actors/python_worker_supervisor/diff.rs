@@ -223,7 +223,7 @@ fn readable((value, at): Held) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::{
-        messages::{Credit, DeadLetter, Record, feature_row_schema},
+        messages::{Credit, DeadLetter, Payload, Record, feature_row_schema},
         protocol::{
             source::{SourceName, Token},
             ticket::Ticket,
@@ -304,7 +304,8 @@ pub(super) mod tests {
         columns.push(Arc::new(positions));
         columns.push(Arc::new(Int32Array::from(vec![0; n])));
         let letter = |pos, stage| {
-            let record = Record { position: pos, timestamp_us: 0, event_id: None, payload: None };
+            let record =
+                Record { position: pos, timestamp_us: 0, event_id: None, payload: Payload::Null };
             DeadLetter::with_reason(&record, None, stage, "r".into(), String::new())
         };
         let dead = outcome.rejected.keys().map(|r| letter(first + i64::from(*r), Stage::Transform));

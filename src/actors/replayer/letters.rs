@@ -228,13 +228,6 @@ pub async fn unfinished(
     Ok(found)
 }
 
-/// The store's position in a source.
-pub async fn next_pos(redis: &RedisLink, keys: &Keys, source: &str) -> anyhow::Result<i64> {
-    let sql = format!("SELECT max(next_pos) FROM sources WHERE source = {}", quoted(source));
-    let batches = select(redis, keys, sql).await?;
-    Ok(batches.first().and_then(|b| number::<Int64Type>(b, 0, 0)).unwrap_or_default())
-}
-
 /// A letter as it is sent again.
 #[derive(Debug)]
 pub struct Resent {
