@@ -14,7 +14,8 @@ use uuid::Uuid;
 /// What was done, and whether it is as promised.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Records that the broker took from us; for `verify`: records that the ledger accounts for.
+    /// Records that the broker took from us, and rows of files that a node took; for `verify`: records
+    /// that the ledger accounts for.
     pub produced: u64,
     /// Rows in `features_table`.
     pub landed_rows: u64,

@@ -1,4 +1,4 @@
-//! How commands reach a running node: its HTTP interface.
+//! How commands reach a running node: its HTTP interface, or its gRPC services.
 
 use super::Failure;
 use clap::Args;
@@ -10,6 +10,14 @@ pub struct ClientArgs {
     /// HTTP address of the node.
     #[arg(long, value_name = "ADDR", env = "MILLSTREAM_HTTP", default_value = "127.0.0.1:7070")]
     pub http: SocketAddr,
+}
+
+/// Where the node's gRPC services are.
+#[derive(Debug, Clone, Args)]
+pub struct GrpcArgs {
+    /// Address of the node's gRPC services.
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_GRPC", default_value = "127.0.0.1:7071")]
+    pub grpc: SocketAddr,
 }
 
 /// A node's answer.

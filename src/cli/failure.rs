@@ -8,6 +8,13 @@ use std::process::ExitCode;
 pub enum Failure {
     /// 1: something went wrong while running.
     Runtime(anyhow::Error),
+    /// 1: a file was not taken.
+    Refused {
+        /// Which, and why.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// 2: the command's words do not fit together.
     Usage(String),
     /// 3: the configuration cannot be used.
@@ -25,6 +32,7 @@ impl Failure {
     pub fn print(&self) {
         let (message, help): (String, Option<String>) = match self {
             Self::Runtime(error) => (format!("{error:#}"), None),
+            Self::Refused { message, hint } => (message.clone(), hint.clone()),
             Self::Usage(message) => (message.clone(), Some("see `millstream help`".into())),
             Self::Config(message) => {
                 (message.clone(), Some("`millstream config show` prints what is in force".into()))
@@ -41,7 +49,7 @@ impl Failure {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Runtime(_) => 1,
+            Self::Runtime(_) | Self::Refused { .. } => 1,
             Self::Usage(_) => 2,
             Self::Config(_) => 3,
             Self::Unreachable(_) => 4,

@@ -12,6 +12,7 @@ mod query;
 mod run;
 mod sources;
 mod transforms;
+mod upload;
 mod verify;
 
 pub use failure::Failure;
@@ -39,6 +40,8 @@ enum Command {
     Run(run::RunArgs),
     /// Send events to Kafka: made-up ones, or the rows of a real file.
     Generate(generate::GenerateArgs),
+    /// Send files of events to a node, and wait until their rows have landed.
+    Upload(upload::UploadArgs),
     /// Ask DuckDB one SELECT, through the running node.
     Query(query::QueryArgs),
     /// Audit ledger, tables, online store and offsets.
@@ -58,6 +61,9 @@ enum Command {
         #[arg(long)]
         fd: i32,
     },
+    /// The check of an uploaded file, as the node starts it.
+    #[command(hide = true)]
+    CheckFile,
 }
 
 /// Where the configuration is, and what flags say over it.
@@ -116,7 +122,10 @@ pub fn main() -> ExitCode {
     if let Command::PythonWorker { fd } = cli.command {
         return crate::python::worker_main(fd);
     }
-    if !matches!(cli.command, Command::Run(_) | Command::Demo(_) | Command::Generate(_)) {
+    if let Command::CheckFile = cli.command {
+        return crate::files::child_main();
+    }
+    if ends_with_its_reader(&cli.command) {
         end_with_the_reader();
     }
     install_tracing(cli.verbose, &cli.command);
@@ -126,13 +135,14 @@ pub fn main() -> ExitCode {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Generate(args) => generate::generate(args).await,
+            Command::Upload(args) => upload::upload(args).await,
             Command::Query(args) => query::query(args).await,
             Command::Verify(args) => verify::verify(args).await,
             Command::Sources(args) => sources::sources(args).await,
             Command::Dlq(args) => dlq::dlq(args).await,
             Command::Transforms(args) => transforms::transforms(args).await,
             Command::Config(args) => run::config(&args),
-            Command::PythonWorker { .. } => Ok(()),
+            Command::PythonWorker { .. } | Command::CheckFile => Ok(()),
         }
     });
     match outcome {
@@ -142,6 +152,15 @@ pub fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// Whether it only asks. The signal would also end those that write to a connection which a node may
+/// close at any time.
+fn ends_with_its_reader(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Run(_) | Command::Demo(_) | Command::Generate(_) | Command::Upload(_)
+    )
 }
 
 /// A command whose output nobody reads any more, as in `millstream query … | head`, ends quietly

@@ -1,5 +1,6 @@
 //! The `clicks` stream: raw user events that a script turns into features.
 
+use super::file::{Fields, Kind};
 use super::hash::Draws;
 use super::object::{Defect, Object, Surgery};
 use super::reasons;
@@ -108,6 +109,16 @@ pub(super) const DEFECTS: &[Defect] = {
         defect(reasons::NOT_AN_OBJECT, Whole(b"-1.5")),
     ]
 };
+
+/// What an event says, as the columns of a file.
+pub(super) const FIELDS: Fields = &[
+    ("user_id", Kind::Int),
+    ("action", Kind::Text),
+    ("timestamp", Kind::Instant),
+    ("page", Kind::Text),
+    ("duration_ms", Kind::Int),
+    ("amount", Kind::Float),
+];
 
 /// Appends the user id, which is also the record's key.
 pub(super) fn push_key(buf: &mut Vec<u8>, rank: u64) {

@@ -1,5 +1,6 @@
 //! The `features` stream: events that already are features.
 
+use super::file::{Fields, Kind};
 use super::hash::Draws;
 use super::object::{Defect, Object, Surgery};
 use super::reasons;
@@ -82,6 +83,15 @@ pub(super) const DEFECTS: &[Defect] = {
         defect(reasons::NOT_AN_OBJECT, Whole(b"\"clicks_7d\"")),
     ]
 };
+
+/// What an event says, as the columns of a file.
+pub(super) const FIELDS: Fields = &[
+    ("entity_id", Kind::Text),
+    ("feature_name", Kind::Text),
+    ("value", Kind::Float),
+    ("validated_at", Kind::Instant),
+    ("created_at", Kind::Instant),
+];
 
 /// Appends the entity id, which is also the record's key: `user-000123`.
 pub(super) fn push_key(buf: &mut Vec<u8>, rank: u64) {

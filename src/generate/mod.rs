@@ -6,6 +6,7 @@
 //! ids in a store, knows what each of them must have become. The [`Mix`] says how many events
 //! are late, sent twice, malformed or from the future, and how unevenly they fall on entities.
 //! Each kind of malformed event has its reason from [`reasons`], which the decoder must give.
+//! [`EventMaker::file`] writes events as a file instead of records.
 //!
 //! **Replayed.** [`Replay`] reads the rows of an NDJSON, CSV or Parquet file as JSON payloads,
 //! a batch at a time.
@@ -20,6 +21,7 @@
 mod clicks;
 mod event;
 mod features;
+mod file;
 mod hash;
 mod id;
 mod mix;
@@ -30,6 +32,7 @@ mod text;
 mod zipf;
 
 pub use event::{Builtin, Event, EventMaker, Fate};
+pub use file::{EventFile, FileFormat};
 pub use id::{EventId, IdParts};
 pub use mix::{Mix, MixError};
 pub use replay::{Format, Replay, ReplayError, ReplayOptions, ReplayRecord};

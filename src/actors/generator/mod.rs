@@ -1,15 +1,17 @@
-//! Generator: made-up events into Kafka, each a pure function of its id.
+//! Generator: made-up events into Kafka and as files over gRPC, each a pure function of its id.
 //!
 //! Takes nothing, gives records on the topics of the shipped streams, from two or more producer
-//! tasks, seeded, at a rate or flat out. Promises that every record carries its id in the header
-//! `event_id`, and that the [`Tally`] knows every id that the broker acknowledged, so that a judge
-//! can tell what must have become of it.
+//! tasks, seeded, at a rate or flat out; and files of such events, from one more task, where a node
+//! takes them. Promises that every record carries its id in the header `event_id` and every row of a
+//! file in the field of that name, and that the [`Tally`] knows every id that the broker or the node
+//! acknowledged, so that a judge can tell what must have become of it.
 //!
 //! The tasks are threads that survive this actor; an instance adopts them.
 
 mod gate;
 mod tally;
 mod task;
+mod upload;
 
 pub use gate::EmbeddedGate;
 pub use tally::{Expected, Tally};

@@ -1,6 +1,6 @@
 //! What was sent: the generator's side of the books.
 
-use crate::generate::{EventId, EventMaker, Fate};
+use crate::generate::{EventFile, EventId, EventMaker, Fate};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -10,7 +10,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Counts what the broker acknowledged; with ids, if a verdict is wanted at the end.
+/// Counts what was acknowledged, by the broker or by the node that took a file; with ids, if a
+/// verdict is wanted at the end.
 #[derive(Debug)]
 pub struct Tally {
     acknowledged: AtomicU64,
@@ -20,14 +21,14 @@ pub struct Tally {
 
 #[derive(Debug, Default)]
 struct TaskTally {
-    /// By sequence number: the id, and how often the broker took it.
+    /// In the order of sequence numbers: the id, and how often it was taken.
     sent: Vec<(Uuid, u8)>,
 }
 
 /// What must be in the store once things are quiet.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Expected {
-    /// Records that the broker acknowledged.
+    /// Records that the broker acknowledged, and rows of files that were accepted.
     pub produced: u64,
     /// By id: rows of `features_table`.
     pub rows: BTreeMap<Uuid, u64>,
@@ -51,13 +52,13 @@ impl Tally {
         }
     }
 
-    /// Records that the broker took.
+    /// Records that the broker took, and rows of files that a node took.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Records that the broker did not take.
+    /// Records and rows that were not taken.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
@@ -86,6 +87,20 @@ impl Tally {
         }
     }
 
+    /// A node took a file; known only now, as what a file holds counts all at once.
+    pub(super) fn file_taken(&self, task: usize, file: &EventFile) {
+        self.acknowledged.fetch_add(file.rows(), Ordering::Relaxed);
+        if let Some(Some(tally)) = self.tasks.get(task) {
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.sent.extend(file.events.iter().map(|(id, times)| (id.uuid(), *times)));
+        }
+    }
+
+    /// A node refused a file: none of its rows counts.
+    pub(super) fn file_refused(&self, file: &EventFile) {
+        self.refused.fetch_add(file.rows(), Ordering::Relaxed);
+    }
+
     /// What must have become of everything that was acknowledged. Empty without ids.
     #[must_use]
     pub fn expected(&self, maker_of: impl Fn(usize) -> EventMaker) -> Expected {
@@ -110,5 +125,32 @@ impl Tally {
             }
         }
         expected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::{Builtin, FileFormat, Mix};
+
+    #[test]
+    fn a_file_counts_once_it_is_taken() {
+        let maker = EventMaker::new(Builtin::Clicks, 1, &Mix::default());
+        let ids = (0..500).map(|seq| EventId::new(1_760_000_000_000, 1, 2, seq));
+        let file = maker.file(FileFormat::Json, ids).unwrap();
+        let tally = Tally::new(3, true);
+        let expected = || tally.expected(|_| maker.clone());
+        tally.file_refused(&file);
+        assert_eq!((tally.acknowledged(), tally.refused()), (0, file.rows()));
+        assert_eq!(expected(), Expected::default());
+        tally.file_taken(2, &file);
+        let expected = expected();
+        assert_eq!(expected.produced, file.rows());
+        let dead: u64 = expected.dead.values().sum();
+        let kept = expected.rows.keys().map(|id| {
+            let of = |(known, _): &&(EventId, u8)| known.uuid() == *id;
+            u64::from(file.events.iter().find(of).unwrap().1)
+        });
+        assert_eq!(kept.sum::<u64>() + dead + expected.filtered, file.rows());
     }
 }

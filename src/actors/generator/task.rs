@@ -1,6 +1,10 @@
 //! The producer tasks.
 
-use super::{gate::EmbeddedGate, tally::Tally};
+use super::{
+    gate::EmbeddedGate,
+    tally::Tally,
+    upload::{PendingUploads, UploadTask},
+};
 use crate::{
     config::Config,
     generate::{Builtin, EventId, EventMaker},
@@ -13,6 +17,7 @@ use rdkafka::{
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -38,6 +43,37 @@ pub struct GeneratorParts {
     pub count: Option<u64>,
     /// Make nothing until [`GeneratorTasks::release`].
     pub hold: bool,
+    /// The gRPC address of this process's own node, when it takes files: they go there unless
+    /// `generator.upload_to` names another.
+    pub own_grpc: Option<SocketAddr>,
+}
+
+impl GeneratorParts {
+    /// The shipped streams that are configured, with their topics.
+    fn streams(&self) -> Vec<(Builtin, String)> {
+        let topic = |b: Builtin| self.config.streams.iter().find(|s| s.name == b.name());
+        let shipped = Builtin::ALL.into_iter();
+        shipped.filter_map(|b| Some((b, topic(b)?.topic.clone()))).collect()
+    }
+
+    fn maker(&self, stream: Builtin) -> EventMaker {
+        EventMaker::new(stream, self.config.generator.seed, &self.config.generator.mix)
+    }
+
+    /// Where files go and how often; `None`: none are made. A count of events is one of records: then
+    /// there are no files.
+    fn uploads(&self) -> Option<(String, Duration)> {
+        let generator = &self.config.generator;
+        if self.count.is_some() || generator.upload_every_s <= 0.0 {
+            return None;
+        }
+        let to = match generator.upload_to.as_str() {
+            "" => self.own_grpc?.to_string(),
+            address => address.to_owned(),
+        };
+        // A year stands for never.
+        Some((to, Duration::from_secs_f64(generator.upload_every_s.min(365.0 * 86_400.0))))
+    }
 }
 
 /// The running tasks.
@@ -47,32 +83,31 @@ pub struct GeneratorTasks {
     stop: Arc<AtomicBool>,
     held: Arc<AtomicBool>,
     failed: Arc<AtomicBool>,
+    /// The stream of each task; those after the producers' are of files.
     streams: Vec<Builtin>,
+    uploads: Option<Arc<PendingUploads>>,
     config: Arc<Config>,
     joins: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
 impl GeneratorTasks {
-    /// Starts the tasks; they take the shipped streams in turn.
+    /// Starts the tasks; they take the shipped streams in turn. Another one uploads files, where there
+    /// is a node for them.
     ///
     /// # Errors
     /// When the configuration has none of the shipped streams, or no producer can be made.
     pub fn start(parts: &GeneratorParts) -> anyhow::Result<Arc<Self>> {
         let config = &parts.config;
-        let configured: Vec<(Builtin, String)> = Builtin::ALL
-            .into_iter()
-            .filter_map(|b| {
-                let stream = config.streams.iter().find(|s| s.name == b.name())?;
-                Some((b, stream.topic.clone()))
-            })
-            .collect();
+        let configured = parts.streams();
         anyhow::ensure!(
             !configured.is_empty(),
             "the generator makes events of the streams `features` and `clicks`, and neither is configured; \
              run without the role `generate`, or send a file with `millstream generate --replay`"
         );
         let n = usize::from(config.generator.tasks);
-        let tally = Arc::new(Tally::new(n, parts.keep_ids));
+        // The files of each stream have a number of their own among the tasks.
+        let of_files = if parts.uploads().is_some() { configured.len() } else { 0 };
+        let tally = Arc::new(Tally::new(n + of_files, parts.keep_ids));
         let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let held = Arc::new(AtomicBool::new(parts.hold));
         // Runs with the same seed must not make the same ids.
@@ -85,7 +120,7 @@ impl GeneratorTasks {
                 number,
                 topic,
                 run,
-                maker: EventMaker::new(stream, config.generator.seed, &config.generator.mix),
+                maker: parts.maker(stream),
                 rate: config.generator.rate / n as f64,
                 limit: parts.count.map(|count| {
                     let (each, rest) = (count / n as u64, count % n as u64);
@@ -97,17 +132,30 @@ impl GeneratorTasks {
                 held: held.clone(),
             };
             let producer = task.producer(config)?;
-            let failed = failed.clone();
-            let name = format!("generator-{number}");
-            joins.push(std::thread::Builder::new().name(name).spawn(move || {
-                if let Err(error) = task.run(&producer) {
-                    tracing::error!(%error, task = task.number, "a generator task ended");
-                    failed.store(true, Ordering::Relaxed);
-                }
-            })?);
+            joins
+                .push(spawn(&format!("generator-{number}"), &failed, move || task.run(&producer))?);
         }
-        let config = config.clone();
-        Ok(Arc::new(Self { tally, stop, held, failed, streams, config, joins: Mutex::new(joins) }))
+        let mut uploads = None;
+        if let Some((to, every)) = parts.uploads() {
+            let pending = Arc::new(PendingUploads::at(to));
+            let of_files = configured.iter().map(|(stream, _)| *stream);
+            streams.extend(of_files.clone());
+            let task = UploadTask {
+                pending: pending.clone(),
+                every,
+                events: config.generator.upload_rows,
+                run,
+                // They fit, as the configuration leaves room for them.
+                streams: (n..).zip(of_files).map(|(i, s)| (i as u8, parts.maker(s))).collect(),
+                tally: tally.clone(),
+                stop: stop.clone(),
+                held: held.clone(),
+            };
+            joins.push(spawn("generator-files", &failed, move || task.run())?);
+            uploads = Some(pending);
+        }
+        let (config, joins) = (config.clone(), Mutex::new(joins));
+        Ok(Arc::new(Self { tally, stop, held, failed, streams, uploads, config, joins }))
     }
 
     /// What was sent.
@@ -120,6 +168,17 @@ impl GeneratorTasks {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until every row of the files that were taken has landed.
+    ///
+    /// # Errors
+    /// When a file is halted, or not all have landed within `deadline`.
+    pub async fn wait_uploads_landed(&self, deadline: Duration) -> anyhow::Result<()> {
+        match &self.uploads {
+            Some(pending) => pending.wait_landed(deadline).await,
+            None => Ok(()),
+        }
     }
 
     /// The maker of a task's events.
@@ -141,7 +200,8 @@ impl GeneratorTasks {
         joins.iter().all(std::thread::JoinHandle::is_finished)
     }
 
-    /// Makes no more events and waits for the broker's last acknowledgements. Blocks.
+    /// Makes no more events and waits for the last acknowledgements, of the broker and of the node
+    /// that takes files. Blocks.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         for join in std::mem::take(&mut *self.joins.lock().unwrap_or_else(PoisonError::into_inner))
@@ -152,6 +212,21 @@ impl GeneratorTasks {
             }
         }
     }
+}
+
+/// Runs a task on a thread of its own; its error is told and noted.
+fn spawn(
+    name: &str,
+    failed: &Arc<AtomicBool>,
+    task: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let (failed, shown) = (failed.clone(), name.to_owned());
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Err(error) = task() {
+            tracing::error!(error = format!("{error:#}"), task = shown, "a generator task ended");
+            failed.store(true, Ordering::Relaxed);
+        }
+    })
 }
 
 /// Hears of the broker's acknowledgements.

@@ -4,7 +4,7 @@ use super::Failure;
 use crate::{
     config::BatchConfig,
     generate::{Format, Replay, ReplayError, ReplayOptions, ReplayRecord},
-    messages::{Record, Records},
+    messages::{Payload, Record, Records},
 };
 use serde::de::IgnoredAny;
 use std::{io::Read, path::Path};
@@ -57,7 +57,7 @@ impl Input {
                 position: self.next_row,
                 timestamp_us: NO_TIME,
                 event_id: None,
-                payload: Some(&payload),
+                payload: Payload::Json(&payload),
             });
             self.next_row += 1;
         }
@@ -149,7 +149,8 @@ mod tests {
         let mut input = Input::open(&path, &batch).unwrap();
         std::iter::from_fn(|| input.next_batch().unwrap())
             .map(|records| {
-                let text = |r: Record<'_>| String::from_utf8(r.payload.unwrap().to_vec()).unwrap();
+                let text =
+                    |r: Record<'_>| String::from_utf8(r.payload.raw().unwrap().to_vec()).unwrap();
                 records.iter().map(|r| (r.position, text(r))).collect()
             })
             .collect()
