@@ -73,3 +73,7 @@ for round_ in range(1, rounds + 1):
     print(f"{'':24}ratio {ours['events_per_s'] / loop['events_per_s']:.2f}")
 print("millstream: with ledger, event ids, dead letters, online store; the loop has none of these.")
 PY
+
+say "Files: a Parquet file of 10 million rows, then 1 GiB of NDJSON beside live events …"
+unset MILLSTREAM__KAFKA__BROKERS MILLSTREAM__KAFKA__GROUP
+"$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"

@@ -33,6 +33,7 @@ fn leaders_that_move_and_offset_commits_that_are_refused_have_no_effect() {
         keep_ids: true,
         count: None,
         hold: false,
+        own_grpc: None,
     })
     .unwrap();
     let node = bench.node("process,store");

@@ -27,6 +27,7 @@ fn every_actor_ended_in_turn(what: &str, end: fn(&Registry, &str) -> bool) {
     let _alone = the_only_node();
     let mut bench = Bench::new(&brokers);
     bench.config.generator.rate = 4_000.0;
+    bench.config.generator.upload_every_s = 1.0;
     bench.config.batch.max_rows = 500;
     bench.config.node.http = ([127, 0, 0, 1], 0).into();
     bench.config.node.grpc = ([127, 0, 0, 1], 0).into();

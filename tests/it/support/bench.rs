@@ -35,6 +35,8 @@ impl Bench {
         config.kafka.brokers = brokers.to_owned();
         config.kafka.group = format!("group-{tag}");
         config.python.transforms_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("py_transforms");
+        // Only the tests that are about them, or count nothing, have files among their events.
+        config.generator.upload_every_s = 0.0;
         // What a node waits for on a Redis that it has not used before.
         config.python.lease_s = 4.0;
         config.python.venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
@@ -121,6 +123,7 @@ impl Bench {
             keep_ids: true,
             count: None,
             hold: false,
+            own_grpc: None,
         })
         .unwrap()
     }

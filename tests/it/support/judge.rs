@@ -181,7 +181,7 @@ pub fn online_equals_newest(
     let mut newest = HashMap::new();
     let mut newest_of_feature: HashMap<String, Version> = HashMap::new();
     for NewestValue { source, value, .. } in newest_values(store).unwrap() {
-        let name = source.strip_prefix("kafka:").and_then(|s| s.split('/').next()).unwrap();
+        let name = source.split_once(':').and_then(|(_, s)| s.split('/').next()).unwrap();
         let stream = streams.iter().find(|s| s.name == name).unwrap();
         if stream.is_critical(&value.feature_name) {
             let of = newest_of_feature.entry(value.feature_name.clone()).or_insert(value.version);

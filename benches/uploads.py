@@ -1,0 +1,202 @@
+"""Files of events: how fast they are taken in, and what that does to live events.
+
+Usage: uploads.py --millstream BIN --config FILE --dir DIR [--rows N] [--beside-mib M] [--rate R]
+
+1. A Parquet file of N rows is uploaded to a node with the roles process and store, and waited for:
+   `rows_per_s` from the start of the command to the last commit, `accepted_s` until the receipt,
+   `peak_rss_mb` of the node, its Redis, its workers and the check together.
+2. A node makes up R events a second for itself; then a file of M MiB of NDJSON is uploaded beside
+   them: p50 and p99 of the live events from their timestamp to readable online and to durable, before
+   and while the file is taken in (estimated within histogram buckets).
+
+Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import polars as pl
+from drain import address, resident_mb
+
+SAMPLE_S = 0.1
+CALM_S = 20.0
+
+
+def table(rows: int, first: int) -> pl.DataFrame:
+    """Sound events of the stream `features`."""
+    number = pl.int_range(first, first + rows)
+    names = ["clicks_1d", "clicks_7d", "spend_30d", "sessions_30d", "fraud_score"]
+    at = pl.lit(1_760_000_000_000_000) + number * 1_000
+    return pl.select(
+        entity_id=pl.lit("user-") + (number * 7919 % 100_000).cast(pl.String),
+        feature_name=(number % len(names)).replace_strict(dict(enumerate(names))),
+        value=number / 8,
+        validated_at=at.cast(pl.Datetime("us", "UTC")),
+        created_at=(at + 500_000).cast(pl.Datetime("us", "UTC")),
+    )
+
+
+class Node:
+    """A running node; left with `with`, it is stopped in order."""
+
+    def __init__(self, args: argparse.Namespace, name: str, roles: str, env_rate: float) -> None:
+        """Starts it and waits until it has told its addresses."""
+        folder = args.dir / name
+        folder.mkdir(parents=True)
+        self.log = folder / "node.log"
+        command = [args.millstream, "run", "--roles", roles, "--config", args.config]
+        command += ["--data-dir", folder / "data", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+        environment = {
+            "MILLSTREAM__GENERATOR__RATE": str(env_rate),
+            "MILLSTREAM__GENERATOR__UPLOAD_EVERY_S": "0",
+            **os.environ,
+        }
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        self.url = address(self.process, self.log)
+        self.grpc = re.search(r"gRPC\s+(\S+)", self.log.read_text())[1]
+        self.peak = 0.0
+        self.watching = True
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self) -> None:
+        """Keeps the greatest memory seen."""
+        while self.watching:
+            self.peak = max(self.peak, resident_mb(self.process.pid))
+            time.sleep(SAMPLE_S)
+
+    def buckets(self) -> dict[str, dict[float, float]]:
+        """Cumulative counts of end-to-end latency, by path and upper bound."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found: dict[str, dict[float, float]] = {"online": {}, "durable": {}}
+        pattern = r"millstream_end_to_end_seconds_bucket\{(.*)\} (\S+)"
+        for labels, count in re.findall(pattern, text):
+            path, bound = (re.search(rf'{k}="([^"]+)"', labels)[1] for k in ("path", "le"))
+            found[path][float(bound)] = float(count)
+        return found
+
+    def __enter__(self) -> "Node":
+        """Is itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """SIGTERM, and its end."""
+        self.watching = False
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+def quantile(before: dict[float, float], after: dict[float, float], q: float) -> float | None:
+    """A quantile in seconds of what came between two readings."""
+    bounds = sorted(after)
+    counts = [after[b] - before.get(b, 0.0) for b in bounds]
+    if not counts or counts[-1] == 0:
+        return None
+    wanted, low = q * counts[-1], 0.0
+    for i, bound in enumerate(bounds):
+        if counts[i] >= wanted:
+            if bound == float("inf"):
+                return bounds[i - 1]
+            below = counts[i - 1] if i else 0.0
+            return low + (bound - low) * (wanted - below) / (counts[i] - below)
+        low = bound
+    return None
+
+
+def upload(args: argparse.Namespace, node: Node, file: Path) -> dict:
+    """`millstream upload`, waited for: its receipt and how long it took."""
+    command = [args.millstream, "upload", file, "--stream", "features", "--json"]
+    started = time.monotonic()
+    sent = subprocess.run(
+        [*command, "--no-wait", "--grpc", node.grpc], capture_output=True, text=True, check=True
+    )
+    accepted = time.monotonic() - started
+    done = subprocess.run(
+        [*command, "--grpc", node.grpc], capture_output=True, text=True, check=True
+    )
+    receipt = json.loads(done.stdout.splitlines()[-1])
+    if json.loads(sent.stdout.splitlines()[-1])["upload_id"] != receipt["upload_id"]:
+        raise RuntimeError("the same file became two uploads")
+    return {**receipt, "accepted_s": accepted, "seconds": time.monotonic() - started}
+
+
+def verified(args: argparse.Namespace, node: Node) -> bool:
+    """Whether the audit is clean."""
+    http = node.url.removeprefix("http://")
+    command = [args.millstream, "verify", "--json", "--full", "--http", http]
+    return json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["ok"]
+
+
+def main() -> int:
+    """Runs both measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--millstream", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--beside-mib", type=int, default=1024)
+    parser.add_argument("--rate", type=float, default=2_000.0)
+    args = parser.parse_args()
+    args.dir.mkdir(parents=True)
+    result: dict = {"ok": True}
+
+    file = args.dir / "rows.parquet"
+    table(args.rows, 0).write_parquet(file)
+    with Node(args, "alone", "process,store", 0) as node:
+        done = upload(args, node, file)
+        result["parquet"] = {
+            "rows": args.rows,
+            "mib": round(file.stat().st_size / 2**20),
+            "accepted_s": round(done["accepted_s"], 1),
+            "seconds": round(done["seconds"], 1),
+            "rows_per_s": round(args.rows / done["seconds"]),
+            "peak_rss_mb": round(node.peak),
+        }
+        result["ok"] &= done["rows"] == args.rows and verified(args, node)
+    file.unlink()
+
+    file = args.dir / "rows.ndjson"
+    with file.open("wb") as out:
+        first, piece = 0, 200_000
+        while out.tell() < args.beside_mib << 20:
+            table(piece, first).with_columns(
+                pl.col("validated_at", "created_at").dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ")
+            ).write_ndjson(out)
+            first += piece
+    with Node(args, "beside", "generate,process,store", args.rate) as node:
+        time.sleep(5)
+        start = node.buckets()
+        time.sleep(CALM_S)
+        calm = node.buckets()
+        done = upload(args, node, file)
+        busy = node.buckets()
+        result["beside"] = {
+            "mib": round(file.stat().st_size / 2**20),
+            "rows": first,
+            "seconds": round(done["seconds"], 1),
+            "rows_per_s": round(first / done["seconds"]),
+            "peak_rss_mb": round(node.peak),
+        }
+        for path in ("online", "durable"):
+            for name, q in (("p50", 0.5), ("p99", 0.99)):
+                for when, before, after in (("before", start, calm), ("while", calm, busy)):
+                    value = quantile(before[path], after[path], q)
+                    key = f"{path}_{name}_ms_{when}"
+                    result["beside"][key] = None if value is None else round(1000 * value)
+        result["ok"] &= done["rows"] == first
+    print(json.dumps(result, indent=2))
+    return 0 if result["ok"] else 5
+
+
+if __name__ == "__main__":
+    sys.exit(main())
