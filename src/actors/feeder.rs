@@ -337,7 +337,7 @@ fn lost(abandoned: &mut UnboundedReceiver<Abandoned>, token: Token) -> bool {
 /// The store's position in a source.
 async fn next_pos(redis: &RedisLink, keys: &Keys, source: &SourceName) -> anyhow::Result<i64> {
     let sql = format!(
-        "SELECT coalesce(max(next_pos), 0) FROM sources WHERE source = {}",
+        "SELECT coalesce(arg_max(next_pos, source_no), 0) FROM sources WHERE source = {}",
         quoted(&source.0)
     );
     let batches = select(redis, keys, sql).await?;

@@ -4,7 +4,7 @@
 //! to stdout. It has a limit of memory, dumps no core, dies with its parent and has a deadline. Any
 //! other end than a verdict is a refusal, too.
 
-use super::{Checked, FileError, FileKind, FileLimits, check, plain, reasons};
+use super::{Checked, FileError, FileKind, FileLimits, check, reasons};
 use crate::config::StreamConfig;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -50,8 +50,6 @@ pub async fn check_in_child(
     stream: &StreamConfig,
     limits: &FileLimits,
 ) -> Result<Checked, FileError> {
-    // The child was killed while it had one, or could not remove it.
-    let _copy = Copy(plain::copy_of(path));
     let length = std::fs::metadata(path).map_err(|e| FileError::from_io(&e))?.len();
     let deadline = LEAST_DEADLINE + Duration::from_secs(length / LEAST_BYTES_A_SECOND);
     let order = Order { path: path.into(), kind, stream: stream.clone(), limits: *limits };
@@ -79,15 +77,6 @@ async fn check_within(
                 "split it, or send it when less is going on",
             ))
         }
-    }
-}
-
-/// Removes a decompressed copy that may be there.
-struct Copy(PathBuf);
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        plain::remove_copy(&self.0);
     }
 }
 

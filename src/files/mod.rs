@@ -254,8 +254,8 @@ impl fmt::Debug for FileReader {
 impl FileReader {
     /// Opens a file at its first row; `recorded_at_us` is the timestamp of its rows as records.
     ///
-    /// A compressed Parquet file is decompressed first, to a file of its name and `.plain`, which goes
-    /// when the reader goes.
+    /// A compressed Parquet file is decompressed first, to a file beside it without a name, which goes when
+    /// the reader goes.
     ///
     /// # Errors
     /// When the file is not there, or not what it was when it was checked.

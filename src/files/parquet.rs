@@ -8,9 +8,7 @@ use super::{
     CHUNK_BYTES, Checked, FileError, FileKind, FileLimits, MAX_ROW_BYTES,
     columns::{Converted, convert, fits, row_bytes},
     csv::EVENT_ID,
-    pages,
-    plain::{self, PlainFile},
-    reasons,
+    pages, plain, reasons,
 };
 use crate::{
     config::{SchemaField, StreamConfig},
@@ -38,7 +36,7 @@ const SLICE_VALUES: u64 = 4 << 20;
 
 /// The rows of a file.
 pub(super) struct ParquetRows {
-    plain: PlainFile,
+    plain: File,
     metadata: FileMetadataRef,
     fields: Arc<[SchemaField]>,
     /// Declared fields that the file has, with nothing but nulls in them.
@@ -76,7 +74,7 @@ impl ParquetRows {
         limits: &FileLimits,
     ) -> Result<Self, FileError> {
         let plain = plain::open_seekable(path, kind, limits)?;
-        let (metadata, schema, own_types) = guarded(|| read_footer(&plain.file))?;
+        let (metadata, schema, own_types) = guarded(|| read_footer(&plain))?;
         let columns = metadata.schema().columns().len();
         if columns > limits.max_columns {
             return Err(FileError::too_many_columns(columns, limits.max_columns));
@@ -148,7 +146,7 @@ impl ParquetRows {
             let hint = "the file is damaged or forged: write it anew";
             FileError::new(reasons::ROW_COUNT, detail, hint)
         };
-        let length = self.plain.file.metadata().map_err(|e| FileError::from_io(&e))?.len();
+        let length = self.plain.metadata().map_err(|e| FileError::from_io(&e))?.len();
         let (mut sum, mut bytes) = (0u64, 0u64);
         for (n, group) in self.metadata.row_groups.iter().enumerate() {
             let rows = group.num_rows() as u64;
@@ -164,7 +162,7 @@ impl ParquetRows {
                     let hint = "the file is damaged or forged: write it anew";
                     return Err(FileError::new(reasons::DAMAGED_PARQUET, detail, hint));
                 }
-                let pages = pages::walk(&self.plain.file, range)?;
+                let pages = pages::walk(&self.plain, range)?;
                 if pages.values != rows || chunk.num_values().unsigned_abs() != rows {
                     return Err(forged(format!(
                         "row group {n} counts {rows} rows, but its column {name:?} {} and the pages of \
@@ -299,7 +297,7 @@ impl ParquetRows {
     }
 
     fn read_slice(&self, slice: &Range<u64>) -> PolarsResult<Vec<Series>> {
-        let mut reader = ParquetReader::new(self.plain.file.try_clone()?);
+        let mut reader = ParquetReader::new(self.plain.try_clone()?);
         reader.set_metadata(self.metadata.clone());
         let (start, rows) = (slice.start as usize, (slice.end - slice.start) as usize);
         // By row groups: the other ways look into every group before the slice again.

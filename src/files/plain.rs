@@ -8,7 +8,7 @@ use super::{
 use std::{
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Read},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Bytes of the file that are read at once.
@@ -57,54 +57,25 @@ pub(super) fn open(path: &Path, kind: FileKind, limits: &FileLimits) -> Result<S
     Ok(Box::new(source))
 }
 
-/// A file whose bytes are not compressed: itself, or a copy of it beside it, which goes with it.
-pub(super) struct PlainFile {
-    pub file: File,
-    copy: Option<PathBuf>,
-}
-
-impl Drop for PlainFile {
-    fn drop(&mut self) {
-        if let Some(copy) = &self.copy {
-            remove_copy(copy);
-        }
-    }
-}
-
-/// Where the decompressed copy of a file is kept while it is read.
-pub(super) fn copy_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".plain");
-    PathBuf::from(name)
-}
-
-/// A copy that cannot be removed is overwritten by the next one, and only costs room.
-pub(super) fn remove_copy(copy: &Path) {
-    if let Err(error) = std::fs::remove_file(copy)
-        && error.kind() != ErrorKind::NotFound
-    {
-        tracing::warn!(%error, copy = %copy.display(), "a decompressed copy cannot be removed");
-    }
-}
-
-/// Opens a file for reading here and there in it.
+/// Opens a file for reading here and there in it: itself, or a decompressed copy beside it that has no
+/// name any more, so that it goes with whoever reads it, however that ends.
 pub(super) fn open_seekable(
     path: &Path,
     kind: FileKind,
     limits: &FileLimits,
-) -> Result<PlainFile, FileError> {
+) -> Result<File, FileError> {
     // Looks at the beginning, too.
     let mut source = open(path, kind, limits)?;
     let failed = |e: std::io::Error| FileError::from_io(&e);
     if kind.compression == Compression::None {
-        return Ok(PlainFile { file: File::open(path).map_err(failed)?, copy: None });
+        return File::open(path).map_err(failed);
     }
-    let copy = copy_of(path);
-    let options = File::options().read(true).write(true).create(true).truncate(true).open(&copy);
-    // Owns the copy from here on: what fails below removes it.
-    let mut plain = PlainFile { file: options.map_err(failed)?, copy: Some(copy) };
-    std::io::copy(&mut source, &mut plain.file).map_err(failed)?;
-    Ok(plain)
+    let copy = path.with_extension(format!("{}.plain", uuid::Uuid::now_v7().simple()));
+    let file = File::options().read(true).write(true).create_new(true).open(&copy);
+    let mut file = file.map_err(failed)?;
+    std::fs::remove_file(&copy).map_err(failed)?;
+    std::io::copy(&mut source, &mut file).map_err(failed)?;
+    Ok(file)
 }
 
 fn check_compression(head: &[u8], said: Compression) -> Result<(), FileError> {

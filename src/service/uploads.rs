@@ -60,6 +60,7 @@ fn as_json(status: UploadStatus, owner: &str) -> Value {
         "dead_letters": status.dead_letters,
         "filtered": status.filtered,
         "source": status.source,
-        "node": owner,
+        // The rest is the id of its spool.
+        "node": owner.split('/').next(),
     })
 }

@@ -27,7 +27,14 @@ use crate::{
 use anyhow::Context as _;
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
-use std::{io::Write, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    io::Write,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::sync::{Semaphore, mpsc};
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -36,6 +43,10 @@ use uuid::Uuid;
 const STALLED: Duration = Duration::from_secs(60);
 /// How long the store may take to write an upload down.
 const REGISTERING: Duration = Duration::from_secs(30);
+/// Files that are received at the same time: each takes a thread and some memory.
+const RECEIVES: usize = 32;
+/// A client must send at least so many bytes a second, taken over the whole file.
+const SLOWEST: u64 = 64 << 10;
 /// Files that are checked at the same time.
 const CHECKS: usize = 2;
 /// Messages of a client that are held between the network and the disk.
@@ -54,13 +65,16 @@ pub struct UploadDesk {
     config: Arc<Config>,
     redis: RedisLink,
     keys: Keys,
-    node: String,
     spool: Arc<Spool>,
+    /// Ids whose files are put to their places and not registered yet: nobody removes them.
+    keeping: Mutex<HashSet<String>>,
     actor: Link<FileUpload>,
     /// The program whose subcommand checks files.
     program: PathBuf,
     /// Files that may be checked at the same time: each takes its memory.
     checks: Semaphore,
+    /// Files that may be received at the same time.
+    receives: Semaphore,
 }
 
 /// A header that makes sense.
@@ -87,10 +101,18 @@ impl UploadDesk {
         let (dir, node) = (config.spool(), config.node_name());
         let spool = Spool::open(&dir, &node, config.uploads.max_spool_bytes)
             .with_context(|| format!("cannot use the spool {}", dir.display()))?;
-        metrics::gauge!(telemetry::catalogue::SPOOL_BYTES).set(spool.used() as f64);
         let keys = Keys::new(&config.node.namespace);
-        let (spool, checks) = (Arc::new(spool), Semaphore::new(CHECKS));
-        Ok(Self { config, redis, keys, node, spool, actor, program, checks })
+        Ok(Self {
+            config,
+            redis,
+            keys,
+            spool: Arc::new(spool),
+            keeping: Mutex::default(),
+            actor,
+            program,
+            checks: Semaphore::new(CHECKS),
+            receives: Semaphore::new(RECEIVES),
+        })
     }
 
     pub(super) fn config(&self) -> &Arc<Config> {
@@ -103,35 +125,52 @@ impl UploadDesk {
 
     /// The files of this node that are not processed yet, the oldest first.
     pub(super) async fn unfinished(&self) -> anyhow::Result<Vec<Unfinished>> {
-        status::unfinished(&self.redis, &self.keys, &self.node).await
+        status::unfinished(&self.redis, &self.keys, self.spool.owner()).await
     }
 
     /// Whether an upload is still this node's.
     pub(super) async fn owns(&self, upload_id: &str) -> anyhow::Result<bool> {
         let which = Which::Id(upload_id.to_owned());
         let found = status::find(&self.redis, &self.keys, &which).await?;
-        Ok(found.is_some_and(|found| found.owner == self.node))
+        // A store that was restored may not know it: its file is all that there is then.
+        let found = found.context("the store does not know it any more")?;
+        Ok(found.owner == self.spool.owner())
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nobody needs a file any more.
-    pub(super) fn forget(&self, upload_id: &str) {
-        if let Err(error) = self.spool.remove(upload_id) {
-            tracing::warn!(%error, upload = upload_id, "a file stays in the spool; trying later");
+    pub(super) async fn forget(&self, upload_id: &str) {
+        if self.keeping().contains(upload_id) {
+            return;
         }
-        metrics::gauge!(telemetry::catalogue::SPOOL_BYTES).set(self.spool.used() as f64);
+        let (spool, id) = (self.spool.clone(), upload_id.to_owned());
+        match tokio::task::spawn_blocking(move || spool.remove(&id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, upload = upload_id, "a file stays in the spool; trying later");
+            }
+            // The thread pool ends with the node.
+            Err(error) => tracing::debug!(%error, "a file stays in the spool"),
+        }
     }
 
     /// Removes files that landed, or that the store has never known.
     pub(super) async fn sweep(&self) -> anyhow::Result<()> {
-        for (upload_id, age) in self.spool.list()? {
+        let spool = self.spool.clone();
+        for (upload_id, age) in tokio::task::spawn_blocking(move || spool.list()).await?? {
             let which = Which::Id(upload_id.clone());
             let found = status::find(&self.redis, &self.keys, &which).await?;
             let needed = match &found {
-                Some(found) => found.status.state != LANDED && found.owner == self.node,
-                None => age < ORPHAN_KEPT,
+                Some(found) if found.status.state == LANDED => false,
+                Some(found) if found.owner == self.spool.owner() => true,
+                // Another's by now, or never known: its registration may be on the queue.
+                _ => age < ORPHAN_KEPT,
             };
             if !needed {
-                self.forget(&upload_id);
+                self.forget(&upload_id).await;
             }
         }
         Ok(())
@@ -140,7 +179,7 @@ impl UploadDesk {
     /// Says again and again that this node lives, as long as its actor does.
     pub(super) async fn stay_known(&self) {
         let mut connection = self.redis.manager_at_last().await;
-        let key = self.keys.upload_node(&self.node);
+        let key = self.keys.upload_node(self.spool.owner());
         loop {
             let set = redis::cmd("SET")
                 .arg(&key)
@@ -171,7 +210,7 @@ impl UploadDesk {
             return Err(Refusal::not_found("unknown_upload", detail, "").into());
         };
         if found.status.state == ACCEPTED
-            && found.owner == self.node
+            && found.owner == self.spool.owner()
             && !self.spool.file(&found.status.upload_id).exists()
         {
             found.status.reason =
@@ -182,7 +221,7 @@ impl UploadDesk {
 
     /// Takes a file; see the table of the module.
     pub(super) async fn take(
-        &self,
+        self: &Arc<Self>,
         parts: impl Stream<Item = Result<UploadRequest, Status>>,
     ) -> Result<UploadReceipt, Refusal> {
         let outcome = self.take_any(parts).await;
@@ -192,12 +231,11 @@ impl UploadDesk {
             Err(_) => "refused",
         };
         metrics::counter!(telemetry::catalogue::UPLOADS, "result" => result).increment(1);
-        metrics::gauge!(telemetry::catalogue::SPOOL_BYTES).set(self.spool.used() as f64);
         outcome
     }
 
     async fn take_any(
-        &self,
+        self: &Arc<Self>,
         parts: impl Stream<Item = Result<UploadRequest, Status>>,
     ) -> Result<UploadReceipt, Refusal> {
         let mut parts = pin!(parts);
@@ -216,7 +254,14 @@ impl UploadDesk {
         {
             return Ok(duplicate(known.status));
         }
-        let incoming = self.receive(&header, &mut parts).await?;
+        let turn = self.receives.acquire().await.map_err(|error| unavailable(error.into()))?;
+        let patience = STALLED + Duration::from_secs(header.size / SLOWEST);
+        let received = tokio::time::timeout(patience, self.receive(&header, &mut parts)).await;
+        let incoming = received.map_err(|_| {
+            let why = format!("{} bytes did not come within {patience:?}", header.size);
+            Refusal::too_slow(why)
+        })??;
+        drop(turn);
         crate::crash_point!("u_received");
         let limits = FileLimits::of(&self.config);
         let stream = &self.config.streams[header.stream];
@@ -226,7 +271,11 @@ impl UploadDesk {
                 .await?;
         drop(turn);
         crate::crash_point!("u_checked");
-        self.register(&header, incoming, checked.rows).await
+        // From here on it goes to its end, whether the client still waits or not.
+        let desk = self.clone();
+        let registering =
+            tokio::spawn(async move { desk.register(&header, incoming, checked.rows).await });
+        registering.await.map_err(|error| unavailable(error.into()))?
     }
 
     fn understand(&self, header: UploadHeader) -> Result<Request, Refusal> {
@@ -308,6 +357,10 @@ impl UploadDesk {
                 let why = "a second header came in the middle of the file";
                 return Err(Refusal::invalid("second_header", why, "send one file a call"));
             };
+            if chunk.is_empty() {
+                let why = "a chunk without bytes came";
+                return Err(Refusal::invalid("empty_chunk", why, "send chunks of 256 KiB"));
+            }
             received += chunk.len() as u64;
             if received > *size {
                 let why = format!("more than the {size} bytes came that were announced");
@@ -341,7 +394,7 @@ impl UploadDesk {
         if known.state == LANDED {
             return Ok(false);
         }
-        if owner == self.node {
+        if owner == self.spool.owner() {
             return Ok(!self.spool.file(&known.upload_id).exists());
         }
         let lives = self.lives(owner).await.map_err(|error| unavailable(error.into()))?;
@@ -372,13 +425,14 @@ impl UploadDesk {
             Some(known) => known.status.upload_id,
             None => Uuid::now_v7().to_string(),
         };
+        let keeping = Keeping::begin(self, &upload_id);
         self.keep(incoming, &upload_id).await?;
         crate::crash_point!("u_kept");
         let request = RegisterUpload {
             upload_id: upload_id.clone(),
             idempotency_key: key.clone(),
             stream: self.config.streams[*stream].name.clone(),
-            owner: self.node.clone(),
+            owner: self.spool.owner().to_owned(),
             sha256: sha256.clone(),
             filename: filename.clone(),
             format: kind.format.as_str().to_owned(),
@@ -392,8 +446,9 @@ impl UploadDesk {
         let registered = register_upload(&self.redis, &self.keys, &request, REGISTERING).await;
         let registered = registered.map_err(unavailable)?;
         let UploadRegistered { upload_id: id, conflict, landed, .. } = registered;
+        drop(keeping);
         if id != upload_id {
-            self.forget(&upload_id);
+            self.forget(&upload_id).await;
         }
         if let Some(conflict) = conflict {
             return Err(Refusal::conflict(conflict));
@@ -420,6 +475,25 @@ impl UploadDesk {
         kept.map_err(|error| unavailable(error.into()))?.map_err(|error| {
             Refusal::unavailable("spool_failed", format!("the spool cannot be written: {error}"))
         })
+    }
+}
+
+/// As long as this lives, nobody removes a file.
+struct Keeping<'a> {
+    desk: &'a UploadDesk,
+    id: String,
+}
+
+impl<'a> Keeping<'a> {
+    fn begin(desk: &'a UploadDesk, id: &str) -> Self {
+        desk.keeping().insert(id.to_owned());
+        Self { desk, id: id.to_owned() }
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.desk.keeping().remove(&self.id);
     }
 }
 

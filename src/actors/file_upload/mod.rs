@@ -40,7 +40,13 @@ use anyhow::Context as _;
 use futures::{StreamExt, stream::FuturesUnordered};
 use rows::FileRows;
 use status::Unfinished;
-use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{Notify, Semaphore};
 
 const METER: StageMeter = StageMeter::new("file_upload");
@@ -97,6 +103,7 @@ impl Actor for FileUpload {
             desk,
             accepted: self.accepted.clone(),
             under_way: RefCell::default(),
+            waiting: RefCell::default(),
         });
         let alive = processing.clone();
         ctx.spawn(async move { alive.desk.stay_known().await }.into_actor(self));
@@ -136,6 +143,8 @@ struct Processing {
     accepted: Rc<Notify>,
     /// Ids of the uploads that are fed now.
     under_way: RefCell<HashSet<String>>,
+    /// When those that could not go on are tried again: they hold up nobody.
+    waiting: RefCell<HashMap<String, Instant>>,
 }
 
 impl Processing {
@@ -167,7 +176,7 @@ impl Processing {
                         if feeding.len() >= parallel {
                             break;
                         }
-                        if self.under_way.borrow_mut().insert(upload.upload_id.clone()) {
+                        if self.may_begin(&upload.upload_id) {
                             feeding.push(self.process(upload));
                         }
                     }
@@ -179,25 +188,35 @@ impl Processing {
         }
     }
 
+    /// Whether an upload is not under way and not waiting; it is under way then.
+    fn may_begin(&self, id: &str) -> bool {
+        let due = self.waiting.borrow().get(id).is_none_or(|until| *until <= Instant::now());
+        due && self.under_way.borrow_mut().insert(id.to_owned())
+    }
+
     async fn process(&self, upload: Unfinished) {
         let (id, rows) = (upload.upload_id.clone(), upload.rows);
         match self.feed(upload).await {
             Ok(Fed::Landed) => {
                 crate::crash_point!("u_landed");
-                self.desk.forget(&id);
+                self.desk.forget(&id).await;
                 tracing::info!(upload = id, rows, "an upload has landed");
             }
             Ok(Fed::Gone) => {
-                self.desk.forget(&id);
+                self.desk.forget(&id).await;
                 tracing::info!(upload = id, "another node has taken over an upload");
             }
             Err(error) => {
                 METER.error("waiting");
                 tracing::warn!(upload = id, error = %format!("{error:#}"), "an upload waits");
                 // Not at once again: whatever is the matter, it will not have passed yet.
-                tokio::time::sleep(LOOK_EVERY).await;
+                let until = Instant::now() + LOOK_EVERY;
+                self.waiting.borrow_mut().insert(id.clone(), until);
+                self.under_way.borrow_mut().remove(&id);
+                return;
             }
         }
+        self.waiting.borrow_mut().remove(&id);
         self.under_way.borrow_mut().remove(&id);
     }
 

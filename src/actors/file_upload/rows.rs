@@ -30,12 +30,6 @@ impl FileRows {
         let (path, stream) = (self.desk.spool().file(&self.upload.upload_id), self.stream);
         let (kind, at_us) = (self.upload.kind, self.upload.registered_at_us);
         move || {
-            if !path.exists() {
-                bail!(
-                    "its file is not in the spool any more ({}): send it again with the same key",
-                    path.display()
-                );
-            }
             let limits = FileLimits::of(&config);
             Ok(FileReader::open(&path, kind, &config.streams[stream], &limits, at_us)?)
         }
@@ -72,6 +66,13 @@ impl Supply for FileRows {
     }
 
     async fn is_ours(&mut self) -> anyhow::Result<bool> {
+        let path = self.desk.spool().file(&self.upload.upload_id);
+        if !path.exists() {
+            bail!(
+                "its file is not in the spool any more ({}): send it again with the same key",
+                path.display()
+            );
+        }
         self.desk.owns(&self.upload.upload_id).await
     }
 }

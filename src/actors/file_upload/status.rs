@@ -36,6 +36,10 @@ pub struct Found {
     pub owner: String,
 }
 
+/// A source that was adopted anew has several rows: the newest counts.
+const SOURCES: &str = "(FROM sources WHERE source LIKE 'upload:%'
+                        QUALIFY source_no = max(source_no) OVER (PARTITION BY source))";
+
 fn find_sql(condition: &str, limit: usize) -> String {
     let counted = |column: &str| {
         format!(
@@ -47,7 +51,7 @@ fn find_sql(condition: &str, limit: usize) -> String {
         "SELECT u.upload_id, u.idempotency_key, u.stream, u.filename, u.format, u.compression,
                 u.size::BIGINT, u.sha256, u.rows::BIGINT, u.source, u.owner,
                 coalesce(s.next_pos, 0)::BIGINT, coalesce(s.halted, ''), {}, {}, {}
-         FROM uploads u LEFT JOIN sources s ON s.source = u.source
+         FROM uploads u LEFT JOIN {SOURCES} s ON s.source = u.source
          WHERE {condition} ORDER BY u.registered_at DESC LIMIT {limit}",
         counted("n_kept"),
         counted("n_dead"),
@@ -136,8 +140,9 @@ fn unfinished_sql(owner: &str) -> String {
     format!(
         "SELECT u.upload_id, u.stream, u.source, u.format, u.compression, u.rows::BIGINT,
                 epoch_us(u.registered_at)
-         FROM uploads u LEFT JOIN sources s ON s.source = u.source
+         FROM uploads u LEFT JOIN {SOURCES} s ON s.source = u.source
          WHERE u.owner = {} AND coalesce(s.next_pos, 0) < u.rows
+           AND (s.halted IS NULL OR s.adopt IS NOT NULL)
          ORDER BY u.registered_at, u.upload_id",
         quoted(owner)
     )

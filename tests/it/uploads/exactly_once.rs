@@ -17,7 +17,7 @@ fn an_upload_that_is_cut_off_anywhere_leaves_no_row_and_can_be_sent_again() {
     let bytes = ndjson(0, 400);
     let sending = Sending::new("cut", kind("x.ndjson"), &bytes, bytes.len() / 12);
     let parts = sending.parts();
-    for cut in 0..parts.len() {
+    for cut in 0..=parts.len() {
         runtime().block_on(async {
             let (sender, receiver) = tokio::sync::mpsc::channel(1);
             let stream = futures::stream::unfold(receiver, |mut receiver| async move {
