@@ -217,13 +217,13 @@ export function drawFiles(files) {
   if (files === null) return;
   byId("files-section").hidden = files.length === 0;
   const build = () => {
-    const tr = row("name", "name", "state", "number", "number");
+    const tr = row("event", "name", "state", "number", "number");
     tr.cells[2].append(make("span", "mark"));
     return tr;
   };
   keyed(byId("files"), files, (file) => file.upload_id, build, (tr, file) => {
-    fillName(tr.cells[0], file.filename || file.upload_id);
-    setAttribute(tr.cells[0], "title", `${file.upload_id} on ${file.node}`);
+    setText(tr.cells[0], file.filename || file.upload_id);
+    setAttribute(tr.cells[0], "title", `${file.filename}: ${file.upload_id} on ${file.node}`);
     setText(tr.cells[1], file.stream);
     const mark = tr.cells[2].firstElementChild;
     const share = file.rows > 0 ? ` ${percent(file.rows_done / file.rows)}` : "";
