@@ -11,15 +11,16 @@
 use super::{
     FileAccepted, FileUpload,
     refusal::Refusal,
+    request::Request,
     spool::{Incoming, Spool},
     status::{self, ACCEPTED, LANDED, Unfinished, Which},
 };
 use crate::{
     actors::redis_queue::register_upload,
     config::Config,
-    files::{self, FileKind, FileLimits},
+    files::{self, FileLimits},
     messages::{RegisterUpload, UploadRegistered},
-    proto::{UploadHeader, UploadReceipt, UploadRequest, UploadStatus, upload_request::Part},
+    proto::{UploadReceipt, UploadRequest, UploadStatus, upload_request::Part},
     queue::{Keys, RETRY, RedisLink},
     supervision::Link,
     telemetry,
@@ -51,10 +52,6 @@ const SLOWEST: u64 = 64 << 10;
 const CHECKS: usize = 2;
 /// Messages of a client that are held between the network and the disk.
 const CHUNKS_AHEAD: usize = 8;
-/// Bytes of a key, at most.
-const MOST_KEY: usize = 200;
-/// Characters of a file's name that are kept.
-const MOST_NAME: usize = 200;
 /// A node that was not heard of for so long has lost its files.
 const NODE_GONE_AFTER: Duration = Duration::from_secs(30);
 /// A file that the store does not know is kept so long: its registration may still be on the queue.
@@ -75,16 +72,6 @@ pub struct UploadDesk {
     checks: Semaphore,
     /// Files that may be received at the same time.
     receives: Semaphore,
-}
-
-/// A header that makes sense.
-struct Request {
-    key: String,
-    stream: usize,
-    kind: FileKind,
-    filename: String,
-    size: u64,
-    sha256: String,
 }
 
 impl UploadDesk {
@@ -240,7 +227,7 @@ impl UploadDesk {
     ) -> Result<UploadReceipt, Refusal> {
         let mut parts = pin!(parts);
         let header = match next(&mut parts).await? {
-            Some(Part::Header(header)) => self.understand(header)?,
+            Some(Part::Header(header)) => Request::of(header, &self.config)?,
             _ => {
                 let why = "an upload begins with its header";
                 return Err(Refusal::invalid("no_header", why, "send the header first"));
@@ -249,7 +236,7 @@ impl UploadDesk {
         // A repetition need not send the bytes again.
         let known = status::find(&self.redis, &self.keys, &Which::Key(header.key.clone())).await;
         if let Some(known) = known.map_err(unavailable)?
-            && is_same(&header, &known.status, &self.config)
+            && header.is(&known.status, &self.config)
             && !self.must_adopt(&known.status, &known.owner).await?
         {
             return Ok(duplicate(known.status));
@@ -276,53 +263,6 @@ impl UploadDesk {
         let registering =
             tokio::spawn(async move { desk.register(&header, incoming, checked.rows).await });
         registering.await.map_err(|error| unavailable(error.into()))?
-    }
-
-    fn understand(&self, header: UploadHeader) -> Result<Request, Refusal> {
-        let UploadHeader {
-            idempotency_key: key,
-            stream,
-            format,
-            filename,
-            size,
-            sha256,
-            compression,
-        } = header;
-        if key.is_empty() || key.len() > MOST_KEY || key.chars().any(char::is_control) {
-            let why = format!("the idempotency key is not 1 to {MOST_KEY} bytes of plain text");
-            return Err(Refusal::invalid("bad_key", why, "the file's SHA-256 makes a good key"));
-        }
-        let streams = &self.config.streams;
-        let Some(stream) = streams.iter().position(|s| s.name == stream) else {
-            let names: Vec<&str> = streams.iter().map(|s| s.name.as_str()).collect();
-            let why = format!("there is no stream {stream:?}");
-            let hint = format!("name one of: {}", names.join(", "));
-            return Err(Refusal::not_found("unknown_stream", why, &hint));
-        };
-        let format = format.parse().map_err(|_| {
-            let why = format!("the format {format:?} is not known");
-            Refusal::invalid("unknown_format", why, "say json, ndjson, csv or parquet")
-        })?;
-        let compression = compression.parse().map_err(|_| {
-            let why = format!("the compression {compression:?} is not known");
-            Refusal::invalid("unknown_compression", why, "say none, gzip or zstd")
-        })?;
-        let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-        if sha256.len() != 64 || !sha256.chars().all(is_hex) {
-            let why = "`sha256` is not 64 lower-case hexadecimal digits";
-            return Err(Refusal::invalid("bad_sha256", why, "give the SHA-256 of the whole file"));
-        }
-        let most = self.config.uploads.max_file_bytes;
-        if size > most {
-            let why = format!("the file has {size} bytes, at most {most} are taken");
-            let hint = "send it in several files, or raise `uploads.max_file_bytes`";
-            return Err(Refusal::invalid("file_too_large", why, hint));
-        }
-        // A name is for people: it never becomes a path.
-        let filename =
-            filename.chars().filter(|c| !c.is_control()).take(MOST_NAME).collect::<String>();
-        let kind = FileKind { format, compression };
-        Ok(Request { key, stream, kind, filename, size, sha256 })
     }
 
     /// Writes the bytes down, counting and hashing them.
@@ -413,7 +353,7 @@ impl UploadDesk {
         let known = status::find(&self.redis, &self.keys, &Which::Key(key.clone())).await;
         let known = known.map_err(unavailable)?;
         let adopt = match &known {
-            Some(known) if is_same(header, &known.status, &self.config) => {
+            Some(known) if header.is(&known.status, &self.config) => {
                 if !self.must_adopt(&known.status, &known.owner).await? {
                     return Ok(duplicate(known.status.clone()));
                 }
@@ -495,15 +435,6 @@ impl Drop for Keeping<'_> {
     fn drop(&mut self) {
         self.desk.keeping().remove(&self.id);
     }
-}
-
-/// Whether a header names the very upload that the store knows.
-fn is_same(header: &Request, known: &UploadStatus, config: &Config) -> bool {
-    header.sha256 == known.sha256
-        && header.size == known.size
-        && config.streams[header.stream].name == known.stream
-        && header.kind.format.as_str() == known.format
-        && header.kind.compression.as_str() == known.compression
 }
 
 fn duplicate(known: UploadStatus) -> UploadReceipt {

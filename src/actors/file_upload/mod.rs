@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `endpoint` | the gRPC service |
 //! | `desk` | how a file is accepted; outlives the actor |
+//! | `request` | what a client says of its file |
 //! | `refusal` | what a client is told whose file is not |
 //! | `spool` | files on the disk, and how many bytes they may be |
 //! | `status` | what the store knows of uploads |
@@ -22,6 +23,7 @@
 mod desk;
 mod endpoint;
 mod refusal;
+mod request;
 mod rows;
 mod spool;
 pub mod status;
