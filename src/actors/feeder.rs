@@ -5,7 +5,11 @@
 //! accounted once, across kills and restarts, and whoever sent before is fenced by the token.
 
 use crate::{
-    actors::{BatchAccumulator, RedisQueue, redis_queue::select, replayer::quoted},
+    actors::{
+        BatchAccumulator, RedisQueue,
+        redis_queue::{rows, select},
+        replayer::quoted,
+    },
     config::Config,
     messages::{
         CloseSource, Credit, OpenSource, RECORD_OVERHEAD, Records, SourceBatch, SourceOpened,
@@ -18,7 +22,6 @@ use crate::{
     supervision::{Link, Undelivered},
 };
 use anyhow::bail;
-use arrow::{array::AsArray, datatypes::Int64Type};
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -341,5 +344,5 @@ async fn next_pos(redis: &RedisLink, keys: &Keys, source: &SourceName) -> anyhow
         quoted(&source.0)
     );
     let batches = select(redis, keys, sql).await?;
-    Ok(batches.first().map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0)))
+    Ok(rows(&batches).next().and_then(|row| row.int(0)).unwrap_or_default())
 }

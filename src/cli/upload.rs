@@ -4,7 +4,9 @@ use super::{Failure, client::GrpcArgs, run};
 use crate::{
     files::FileKind,
     proto::{UploadReceipt, UploadStatus},
-    upload_client::{HALTED, LANDED, Refusal, Step, UploadClient, UploadError, UploadFile},
+    upload_client::{
+        ACCEPTED, HALTED, LANDED, Refusal, Step, UploadClient, UploadError, UploadFile,
+    },
 };
 use anyhow::Context;
 use clap::Args;
@@ -145,9 +147,12 @@ async fn send(
     }
     let receipt = send_bytes(client, &file, &name).await.map_err(|e| failure_of(&name, e))?;
     let UploadReceipt { upload_id, state, rows, dead_letters, duplicate, filtered } = receipt;
-    match duplicate {
-        true => eprintln!("{name}: was uploaded before as {upload_id}; nothing is added"),
-        false => eprintln!("{name}: is safe at the node as {upload_id}, {rows} rows"),
+    match (duplicate, state.as_str()) {
+        (true, LANDED) => eprintln!("{name}: was uploaded before as {upload_id}; nothing is added"),
+        (true, _) => eprintln!(
+            "{name}: is known as {upload_id} and has not landed yet; no row is added twice"
+        ),
+        (false, _) => eprintln!("{name}: is safe at the node as {upload_id}, {rows} rows"),
     }
     let stream = args.stream.clone();
     let mut outcome =
@@ -188,9 +193,15 @@ async fn send_bytes(
 async fn wait(client: &UploadClient, outcome: &Outcome) -> Result<UploadStatus, Failure> {
     let template = "{prefix} {bar:30} {pos}/{len} rows, {per_sec}";
     let bar = bar(outcome.rows, &outcome.file, template);
+    let mut told = String::new();
     let watching = client.wait_landed(&outcome.upload_id, PATIENCE, |status| {
         bar.set_length(status.rows);
         bar.set_position(status.rows_done);
+        // Why it waits; why it is halted is the command's failure.
+        if status.state == ACCEPTED && !status.reason.is_empty() && status.reason != told {
+            bar.suspend(|| eprintln!("{}: waits: {}", outcome.file, status.reason));
+            told.clone_from(&status.reason);
+        }
     });
     let landed = watching.await;
     bar.finish_and_clear();

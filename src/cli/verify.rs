@@ -17,7 +17,7 @@ pub struct VerifyArgs {
     /// Audit all batches, not only those since the last clean audit.
     #[arg(long)]
     full: bool,
-    /// First wait until everything in the topics has landed, at most so long.
+    /// First wait until everything in the topics and in uploaded files has landed, at most so long.
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "120s",
           value_parser = demo::parse_duration)]
     wait: Option<Duration>,

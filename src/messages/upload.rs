@@ -1,6 +1,5 @@
 //! Uploads: what the store is asked to write down, and what it answers.
 
-use crate::protocol::source::SourceName;
 use serde::{Deserialize, Serialize};
 
 /// Asks the store to know an upload: a file that is durable in the spool of the node that asks.
@@ -34,22 +33,10 @@ pub struct RegisterUpload {
 /// What the store knows of a key after [`RegisterUpload`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadRegistered {
-    /// The id that the upload has.
+    /// The id that the upload of this key has: not the request's when another request was first.
     pub upload_id: String,
-    /// The source of its rows, see [`SourceName::upload`].
-    pub source: SourceName,
-    /// Another request had registered it before, under this key and with these bytes. The same
-    /// request, known by its id, is answered as it was the first time.
-    pub known: bool,
-    /// Why the request is refused: the key stands for other bytes, another stream or format. The rest
-    /// says what it stands for.
+    /// Why the request is refused: the key stands for other bytes, another stream or format.
     pub conflict: Option<String>,
-    /// The node that processes it.
-    pub owner: String,
-    /// Rows of the file.
-    pub rows: i64,
-    /// When it was registered, UTC microseconds: the timestamp of its rows as records.
-    pub registered_at_us: i64,
     /// Whether every row is accounted for.
     pub landed: bool,
 }

@@ -9,6 +9,7 @@ use crate::{
     actors::{
         BatchAccumulator, PythonWorkerSupervisor,
         duckdb_writer::WriterThread,
+        file_upload,
         generator::GeneratorTasks,
         kafka_ingest::{Command, PollThread},
         python_worker_supervisor::{PythonStatus, ScriptShelf},
@@ -26,7 +27,6 @@ use crate::{
     supervision::{Fatal, Link, Registry},
 };
 use anyhow::{Context, bail};
-use arrow::ipc::reader::StreamReader;
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -122,8 +122,11 @@ impl NodeView {
     /// # Errors
     /// A [`ReadReply::Failed`] comes back as such; an error means that nobody answered.
     pub async fn read(&self, request: &ReadRequest) -> anyhow::Result<(ReadReply, Vec<u8>)> {
-        let redis = self.redis.as_ref().context("this node has no Redis to ask through")?;
-        redis_queue::ask(redis, &self.keys, request, Duration::from_secs(60)).await
+        redis_queue::ask(self.redis()?, &self.keys, request, Duration::from_secs(60)).await
+    }
+
+    fn redis(&self) -> anyhow::Result<&RedisLink> {
+        self.redis.as_ref().context("this node has no Redis to ask through")
     }
 
     /// Has the store note an operator's decision on a source; `false` when it knows no such source.
@@ -131,8 +134,8 @@ impl NodeView {
     /// # Errors
     /// When nobody answers.
     pub async fn adopt(&self, source: &SourceName, at: AdoptAt) -> anyhow::Result<bool> {
-        let redis = self.redis.as_ref().context("this node has no Redis to ask through")?;
-        let known = redis_queue::adopt(redis, &self.keys, source, at, OPERATOR_DEADLINE).await?;
+        let known =
+            redis_queue::adopt(self.redis()?, &self.keys, source, at, OPERATOR_DEADLINE).await?;
         if let Some(ingest) = &self.ingest {
             ingest.tell(Command::AskAgain);
         }
@@ -204,24 +207,14 @@ impl NodeView {
     async fn next_positions(&self) -> anyhow::Result<HashMap<String, i64>> {
         let sql = "SELECT source, next_pos FROM sources WHERE source LIKE 'kafka:%' \
                    QUALIFY source_no = max(source_no) OVER (PARTITION BY source)";
-        let bytes = match self.read(&ReadRequest::Query { sql: sql.into() }).await? {
-            (ReadReply::Failed { reason, .. }, _) => bail!("{reason}"),
-            (_, bytes) => bytes,
-        };
-        let mut positions = HashMap::new();
-        for batch in StreamReader::try_new(std::io::Cursor::new(bytes), None)? {
-            let batch = batch?;
-            use arrow::array::AsArray;
-            let names = batch.column(0).as_string::<i32>();
-            let next = batch.column(1).as_primitive::<arrow::datatypes::Int64Type>();
-            positions
-                .extend((0..batch.num_rows()).map(|i| (names.value(i).to_owned(), next.value(i))));
-        }
+        let batches = redis_queue::select(self.redis()?, &self.keys, sql.into()).await?;
+        let found = redis_queue::rows(&batches);
+        let positions = found.map(|row| (row.owned(0), row.int(1).unwrap_or_default())).collect();
         Ok(positions)
     }
 
-    /// Waits until DuckDB holds everything that the topics hold, whichever nodes read them, and every
-    /// row of the files that this node's own generator has uploaded.
+    /// Waits until DuckDB holds everything that the topics hold and every row of every upload,
+    /// whichever nodes read them.
     ///
     /// # Errors
     /// When that is not so within `deadline`; the message names what is behind.
@@ -230,7 +223,7 @@ impl NodeView {
         let until = Instant::now() + deadline;
         loop {
             let behind = match self.behind(&ingest).await {
-                Ok(None) => break,
+                Ok(None) => return Ok(()),
                 Ok(Some(behind)) => behind,
                 // A store that is being started again is behind, too.
                 Err(error) => format!("{error:#}"),
@@ -240,16 +233,13 @@ impl NodeView {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        match &self.generator {
-            Some(generator) => {
-                generator.wait_uploads_landed(until.saturating_duration_since(Instant::now())).await
-            }
-            None => Ok(()),
-        }
     }
 
     /// The first source of which DuckDB does not hold everything.
     async fn behind(&self, ingest: &Arc<PollThread>) -> anyhow::Result<Option<String>> {
+        if let Some(upload) = file_upload::status::behind(self.redis()?, &self.keys).await? {
+            return Ok(Some(upload));
+        }
         let positions = self.next_positions().await?;
         let (consumer, config) = (ingest.consumer(), self.config.clone());
         tokio::task::spawn_blocking(move || {

@@ -9,11 +9,13 @@ use duckdb::{Connection, OptionalExt, params};
 
 /// What the table says of a key.
 struct Known {
+    upload_id: String,
+    source: String,
+    rows: i64,
     sha256: String,
     stream: String,
     format: String,
     compression: String,
-    answer: UploadRegistered,
 }
 
 /// Writes an upload down, inside of a transaction.
@@ -36,51 +38,34 @@ pub fn register(
     let Some(known) = find(connection, upload)? else {
         return insert(connection, upload, stamp_us);
     };
+    let landed = has_landed(connection, &known.source, known.rows)?;
     let conflict = conflict(&known, upload);
-    let mut answer = UploadRegistered {
-        known: conflict.is_none() && known.answer.upload_id != upload.upload_id,
-        conflict,
-        landed: has_landed(connection, &known.answer)?,
-        ..known.answer
-    };
-    let moves = upload.adopt && answer.conflict.is_none() && !answer.landed;
-    if moves && answer.owner != upload.owner {
+    if upload.adopt && conflict.is_none() && !landed {
         connection
             .execute(
-                "UPDATE uploads SET owner = ? WHERE idempotency_key = ?",
-                params![upload.owner, upload.idempotency_key],
+                "UPDATE uploads SET owner = ? WHERE idempotency_key = ? AND owner != ?",
+                params![upload.owner, upload.idempotency_key, upload.owner],
             )
             .map_err(StoreError::of_statement)?;
-        answer.owner.clone_from(&upload.owner);
     }
-    Ok(answer)
+    Ok(UploadRegistered { upload_id: known.upload_id, conflict, landed })
 }
 
 fn find(connection: &Connection, upload: &RegisterUpload) -> Result<Option<Known>, StoreError> {
     connection
         .query_row(
-            "SELECT upload_id, source, owner, rows, epoch_us(registered_at), sha256, stream, format,
-                    compression
+            "SELECT upload_id, source, rows, sha256, stream, format, compression
              FROM uploads WHERE idempotency_key = ?",
             params![upload.idempotency_key],
             |row| {
-                let source: String = row.get(1)?;
-                let answer = UploadRegistered {
-                    upload_id: row.get(0)?,
-                    source: source.into(),
-                    known: false,
-                    conflict: None,
-                    owner: row.get(2)?,
-                    rows: row.get(3)?,
-                    registered_at_us: row.get(4)?,
-                    landed: false,
-                };
                 Ok(Known {
-                    answer,
-                    sha256: row.get(5)?,
-                    stream: row.get(6)?,
-                    format: row.get(7)?,
-                    compression: row.get(8)?,
+                    upload_id: row.get(0)?,
+                    source: row.get(1)?,
+                    rows: row.get(2)?,
+                    sha256: row.get(3)?,
+                    stream: row.get(4)?,
+                    format: row.get(5)?,
+                    compression: row.get(6)?,
                 })
             },
         )
@@ -118,30 +103,25 @@ fn insert(
         .map_err(StoreError::of_statement)?;
     Ok(UploadRegistered {
         upload_id: upload.upload_id.clone(),
-        source,
-        known: false,
         conflict: None,
-        owner: upload.owner.clone(),
-        rows: upload.rows,
-        registered_at_us: stamp_us,
         landed: upload.rows == 0,
     })
 }
 
 /// Whether every row is accounted for.
-fn has_landed(connection: &Connection, upload: &UploadRegistered) -> Result<bool, StoreError> {
-    if upload.rows == 0 {
+fn has_landed(connection: &Connection, source: &str, rows: i64) -> Result<bool, StoreError> {
+    if rows == 0 {
         return Ok(true);
     }
     let next_pos: Option<i64> = connection
         .query_row(
             "SELECT next_pos FROM sources WHERE source = ? ORDER BY source_no DESC LIMIT 1",
-            params![upload.source.0.as_ref()],
+            params![source],
             |row| row.get(0),
         )
         .optional()
         .map_err(StoreError::of_statement)?;
-    Ok(next_pos.is_some_and(|next_pos| next_pos >= upload.rows))
+    Ok(next_pos.is_some_and(|next_pos| next_pos >= rows))
 }
 
 /// What differs between what a key stands for and what is asked, as a sentence.

@@ -1,14 +1,13 @@
 //! What the store knows of uploads.
 
 use crate::{
-    actors::{redis_queue::select, replayer::quoted},
+    actors::{
+        redis_queue::{Row, rows, select},
+        replayer::quoted,
+    },
     files::{Compression, FileFormat, FileKind},
     proto::UploadStatus,
     queue::{Keys, RedisLink},
-};
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::Int64Type,
 };
 
 /// The store has the rows' file; not all of them are in DuckDB yet.
@@ -59,42 +58,32 @@ fn find_sql(condition: &str, limit: usize) -> String {
     )
 }
 
-fn text(batch: &RecordBatch, column: usize, i: usize) -> String {
-    let values = batch.column(column).as_string::<i32>();
-    if values.is_valid(i) { values.value(i).to_owned() } else { String::new() }
-}
-
-fn number(batch: &RecordBatch, column: usize, i: usize) -> i64 {
-    batch.column(column).as_primitive::<Int64Type>().value(i)
-}
-
-fn found(batch: &RecordBatch, i: usize) -> Found {
-    let count = |column| number(batch, column, i).max(0).cast_unsigned();
-    let (rows, done, reason) = (count(8), count(11), text(batch, 12, i));
+fn found(row: Row<'_>) -> Found {
+    let (rows, done, reason) = (row.count(8), row.count(11), row.owned(12));
     let state = match () {
         () if done >= rows => LANDED,
         () if !reason.is_empty() => HALTED,
         () => ACCEPTED,
     };
     let status = UploadStatus {
-        upload_id: text(batch, 0, i),
-        idempotency_key: text(batch, 1, i),
-        stream: text(batch, 2, i),
-        filename: text(batch, 3, i),
-        format: text(batch, 4, i),
-        compression: text(batch, 5, i),
-        size: count(6),
-        sha256: text(batch, 7, i),
+        upload_id: row.owned(0),
+        idempotency_key: row.owned(1),
+        stream: row.owned(2),
+        filename: row.owned(3),
+        format: row.owned(4),
+        compression: row.owned(5),
+        size: row.count(6),
+        sha256: row.owned(7),
         state: state.to_owned(),
         reason,
         rows,
         rows_done: done,
-        kept: count(13),
-        dead_letters: count(14),
-        filtered: count(15),
-        source: text(batch, 9, i),
+        kept: row.count(13),
+        dead_letters: row.count(14),
+        filtered: row.count(15),
+        source: row.owned(9),
     };
-    Found { status, owner: text(batch, 10, i) }
+    Found { status, owner: row.owned(10) }
 }
 
 /// An upload; `None`: the store knows none of that name.
@@ -107,7 +96,7 @@ pub async fn find(redis: &RedisLink, keys: &Keys, which: &Which) -> anyhow::Resu
         Which::Key(key) => format!("u.idempotency_key = {}", quoted(key)),
     };
     let batches = select(redis, keys, find_sql(&condition, 1)).await?;
-    Ok(batches.iter().find(|batch| batch.num_rows() > 0).map(|batch| found(batch, 0)))
+    Ok(rows(&batches).next().map(found))
 }
 
 /// The newest uploads.
@@ -116,7 +105,7 @@ pub async fn find(redis: &RedisLink, keys: &Keys, which: &Which) -> anyhow::Resu
 /// When the store cannot be asked.
 pub async fn newest(redis: &RedisLink, keys: &Keys, most: usize) -> anyhow::Result<Vec<Found>> {
     let batches = select(redis, keys, find_sql("true", most)).await?;
-    Ok(batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| found(b, i))).collect())
+    Ok(rows(&batches).map(found).collect())
 }
 
 /// An upload that is not done.
@@ -158,27 +147,49 @@ pub async fn unfinished(
     owner: &str,
 ) -> anyhow::Result<Vec<Unfinished>> {
     let mut uploads = Vec::new();
-    for batch in select(redis, keys, unfinished_sql(owner)).await? {
-        for i in 0..batch.num_rows() {
-            let format = text(&batch, 3, i).parse::<FileFormat>().map_err(anyhow::Error::msg)?;
-            let compression =
-                text(&batch, 4, i).parse::<Compression>().map_err(anyhow::Error::msg)?;
-            uploads.push(Unfinished {
-                upload_id: text(&batch, 0, i),
-                stream: text(&batch, 1, i),
-                source: text(&batch, 2, i),
-                kind: FileKind { format, compression },
-                rows: number(&batch, 5, i),
-                registered_at_us: number(&batch, 6, i),
-            });
-        }
+    for row in rows(&select(redis, keys, unfinished_sql(owner)).await?) {
+        let format = row.owned(3).parse::<FileFormat>().map_err(anyhow::Error::msg)?;
+        let compression = row.owned(4).parse::<Compression>().map_err(anyhow::Error::msg)?;
+        uploads.push(Unfinished {
+            upload_id: row.owned(0),
+            stream: row.owned(1),
+            source: row.owned(2),
+            kind: FileKind { format, compression },
+            rows: row.int(5).unwrap_or_default(),
+            registered_at_us: row.int(6).unwrap_or_default(),
+        });
     }
     Ok(uploads)
+}
+
+/// A sentence on the oldest upload of which a row is missing, whichever node has its file; `None`:
+/// every upload has landed.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub async fn behind(redis: &RedisLink, keys: &Keys) -> anyhow::Result<Option<String>> {
+    let batches = select(redis, keys, behind_sql()).await?;
+    Ok(rows(&batches).next().map(|row| {
+        let at = format!("{} is at {} of {}", row.owned(0), row.count(1), row.count(2));
+        match row.text(3) {
+            Some(halted) => format!("{at}: {halted}"),
+            None => at,
+        }
+    }))
+}
+
+fn behind_sql() -> String {
+    format!(
+        "SELECT u.source, coalesce(s.next_pos, 0)::BIGINT, u.rows::BIGINT, s.halted
+         FROM uploads u LEFT JOIN {SOURCES} s ON s.source = u.source
+         WHERE coalesce(s.next_pos, 0) < u.rows ORDER BY u.registered_at, u.upload_id LIMIT 1"
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arrow::array::RecordBatch;
 
     /// A store with an upload of 5 rows of which 3 are accounted for.
     fn store() -> duckdb::Connection {
@@ -211,12 +222,17 @@ mod tests {
     #[test]
     fn the_store_says_how_far_an_upload_is() {
         let batches = asked(&find_sql("u.idempotency_key = 'k''k'", 1));
-        let Found { status, owner } = found(&batches[0], 0);
+        let Found { status, owner } = rows(&batches).map(found).next().unwrap();
         assert_eq!((owner.as_str(), status.state.as_str()), ("n", ACCEPTED));
         assert_eq!((status.rows, status.rows_done, status.size), (5, 3, 9));
         assert_eq!((status.kept, status.dead_letters, status.filtered), (1, 1, 1));
         assert!(asked(&find_sql("u.upload_id = 'other'", 1)).is_empty());
         assert_eq!(asked(&unfinished_sql("n"))[0].num_rows(), 1);
         assert!(asked(&unfinished_sql("other")).is_empty());
+        let behind = asked(&behind_sql());
+        assert_eq!(
+            rows(&behind).map(|row| (row.count(1), row.count(2))).collect::<Vec<_>>(),
+            [(3, 5)]
+        );
     }
 }

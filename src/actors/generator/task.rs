@@ -1,10 +1,6 @@
 //! The producer tasks.
 
-use super::{
-    gate::EmbeddedGate,
-    tally::Tally,
-    upload::{PendingUploads, UploadTask},
-};
+use super::{gate::EmbeddedGate, tally::Tally, upload::UploadTask};
 use crate::{
     config::Config,
     generate::{Builtin, EventId, EventMaker},
@@ -85,7 +81,6 @@ pub struct GeneratorTasks {
     failed: Arc<AtomicBool>,
     /// The stream of each task; those after the producers' are of files.
     streams: Vec<Builtin>,
-    uploads: Option<Arc<PendingUploads>>,
     config: Arc<Config>,
     joins: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
@@ -135,13 +130,11 @@ impl GeneratorTasks {
             joins
                 .push(spawn(&format!("generator-{number}"), &failed, move || task.run(&producer))?);
         }
-        let mut uploads = None;
         if let Some((to, every)) = parts.uploads() {
-            let pending = Arc::new(PendingUploads::at(to));
             let of_files = configured.iter().map(|(stream, _)| *stream);
             streams.extend(of_files.clone());
             let task = UploadTask {
-                pending: pending.clone(),
+                to,
                 every,
                 events: config.generator.upload_rows,
                 run,
@@ -152,10 +145,9 @@ impl GeneratorTasks {
                 held: held.clone(),
             };
             joins.push(spawn("generator-files", &failed, move || task.run())?);
-            uploads = Some(pending);
         }
         let (config, joins) = (config.clone(), Mutex::new(joins));
-        Ok(Arc::new(Self { tally, stop, held, failed, streams, uploads, config, joins }))
+        Ok(Arc::new(Self { tally, stop, held, failed, streams, config, joins }))
     }
 
     /// What was sent.
@@ -168,17 +160,6 @@ impl GeneratorTasks {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
-    }
-
-    /// Waits until every row of the files that were taken has landed.
-    ///
-    /// # Errors
-    /// When a file is halted, or not all have landed within `deadline`.
-    pub async fn wait_uploads_landed(&self, deadline: Duration) -> anyhow::Result<()> {
-        match &self.uploads {
-            Some(pending) => pending.wait_landed(deadline).await,
-            None => Ok(()),
-        }
     }
 
     /// The maker of a task's events.

@@ -11,10 +11,10 @@ use crate::{
     telemetry::StageMeter,
     upload_client::{LANDED, Pauses, UploadClient, UploadError, UploadFile, Which},
 };
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -34,8 +34,8 @@ const MAX_PENDING: usize = 8;
 /// What the task needs.
 #[derive(Debug)]
 pub(super) struct UploadTask {
-    /// Where the files go, and which are there.
-    pub(super) pending: Arc<PendingUploads>,
+    /// The gRPC address of the node that the files go to.
+    pub(super) to: String,
     /// Between the beginnings of two files.
     pub(super) every: Duration,
     /// Events of one file.
@@ -49,71 +49,34 @@ pub(super) struct UploadTask {
     pub(super) held: Arc<AtomicBool>,
 }
 
-/// The uploads of this run that a node has taken and of which not every row is known to have landed.
-#[derive(Debug)]
-pub(super) struct PendingUploads {
-    address: String,
-    ids: Mutex<Vec<String>>,
+/// What became of a file.
+enum Delivered {
+    Taken {
+        upload_id: String,
+        state: String,
+    },
+    Refused,
+    /// The node takes no files at all.
+    NotServed,
 }
 
+/// Ids of the uploads that the node has taken and of which not every row is known to have landed.
+#[derive(Debug, Default)]
+struct PendingUploads(Vec<String>);
+
 impl PendingUploads {
-    /// Of the node at this address.
-    pub(super) fn at(address: String) -> Self {
-        Self { address, ids: Mutex::default() }
-    }
-
-    fn ids(&self) -> Vec<String> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn add(&self, id: String) {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
-    }
-
-    fn remove(&self, id: &str) {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != id);
-    }
-
     /// Forgets those that have landed; whether there is room for another.
-    async fn has_room(&self, client: &UploadClient) -> bool {
-        for id in self.ids() {
+    async fn has_room(&mut self, client: &UploadClient) -> bool {
+        let mut waiting = Vec::with_capacity(self.0.len());
+        for id in self.0.drain(..) {
+            // One whose status is not known waits, until the node answers again.
             match client.status(Which::UploadId(id.clone())).await {
-                Ok(status) if status.state == LANDED => self.remove(&id),
-                Ok(_) => {}
-                // Known when the node answers again.
-                Err(_) => break,
+                Ok(status) if status.state == LANDED => {}
+                Ok(_) | Err(_) => waiting.push(id),
             }
         }
-        self.ids().len() < MAX_PENDING
-    }
-
-    /// Waits until all of them have landed.
-    ///
-    /// # Errors
-    /// When one of them is halted, or the node does not answer within `deadline`.
-    pub(super) async fn wait_landed(&self, deadline: Duration) -> anyhow::Result<()> {
-        let ids = self.ids();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let client = UploadClient::lazy(&self.address)?;
-        let waiting = async {
-            for id in ids {
-                let status = client.wait_landed(&id, deadline, |_| ()).await?;
-                ensure!(
-                    status.state == LANDED,
-                    "upload {id} is {}: {}",
-                    status.state,
-                    status.reason
-                );
-                self.remove(&id);
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(deadline, waiting).await {
-            Ok(outcome) => outcome,
-            Err(_) => bail!("not every upload has landed within {deadline:?}"),
-        }
+        self.0 = waiting;
+        self.0.len() < MAX_PENDING
     }
 }
 
@@ -127,7 +90,8 @@ impl UploadTask {
         while self.held.load(Ordering::Relaxed) && !self.is_stopped() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        let client = UploadClient::lazy(&self.pending.address)?;
+        let client = UploadClient::lazy(&self.to)?;
+        let mut pending = PendingUploads::default();
         let mut next_seq = vec![0; self.streams.len()];
         let mut due = Instant::now();
         for number in 0.. {
@@ -140,7 +104,7 @@ impl UploadTask {
             due = Instant::now() + self.every;
             let has_room = tokio::select! {
                 () = self.stopped() => return Ok(()),
-                has_room = self.pending.has_room(&client) => has_room,
+                has_room = pending.has_room(&client) => has_room,
             };
             if !has_room {
                 continue;
@@ -148,8 +112,12 @@ impl UploadTask {
             let (format, stream) = turn(number, self.streams.len());
             let (task, maker) = &self.streams[stream];
             let file = self.make(*task, maker, format, &mut next_seq[stream])?;
-            if !self.deliver(&client, *task, maker, format, file).await? {
-                return Ok(());
+            match self.deliver(&client, *task, maker, format, file).await? {
+                Delivered::Taken { upload_id, state } if state != LANDED => {
+                    pending.0.push(upload_id)
+                }
+                Delivered::Taken { .. } | Delivered::Refused => {}
+                Delivered::NotServed => return Ok(()),
             }
         }
         Ok(())
@@ -168,7 +136,7 @@ impl UploadTask {
         Ok(maker.file(format, seqs.map(|seq| EventId::new(now_ms, self.run, task, seq)))?)
     }
 
-    /// Sends a file until it is taken or refused for good; `false`: the node takes no files at all.
+    /// Sends a file until it is taken or refused for good.
     async fn deliver(
         &self,
         client: &UploadClient,
@@ -176,7 +144,7 @@ impl UploadTask {
         maker: &EventMaker,
         format: FileFormat,
         mut file: EventFile,
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<Delivered> {
         let first = file.events.first().map_or_else(String::new, |(id, _)| id.to_string());
         let name = format!("{}-{first}.{}", maker.stream().name(), format.name());
         let bytes = std::mem::take(&mut file.bytes);
@@ -186,25 +154,22 @@ impl UploadTask {
             () = self.patience_ends() => bail!(
                 "the node at {} has not answered for the file {name} within {STOP_PATIENCE:?} after the stop: what \
                  became of it is not known",
-                self.pending.address
+                self.to
             ),
         };
         match outcome {
             Ok((upload_id, state)) => {
                 self.tally.file_taken(usize::from(task), &file);
-                if state != LANDED {
-                    self.pending.add(upload_id);
-                }
-                Ok(true)
+                Ok(Delivered::Taken { upload_id, state })
             }
             Err(error) if error.refusal().is_some_and(|r| r.code == Code::Unimplemented) => {
                 tracing::warn!(%error, "no files are made up: the node takes none");
-                Ok(false)
+                Ok(Delivered::NotServed)
             }
             Err(error) => {
                 tracing::error!(%error, file = name, "a made-up file was refused");
                 self.tally.file_refused(&file);
-                Ok(true)
+                Ok(Delivered::Refused)
             }
         }
     }

@@ -2,16 +2,12 @@
 
 use super::desk::Refused;
 use crate::{
-    actors::redis_queue::select,
+    actors::redis_queue::{rows, select},
     messages::LetterToReplay,
     protocol::source::SourceName,
     queue::{Keys, RedisLink},
 };
 use anyhow::ensure;
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::{ArrowPrimitiveType, Int32Type, Int64Type},
-};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -108,25 +104,6 @@ impl Candidate {
     }
 }
 
-fn number<T: ArrowPrimitiveType>(
-    batch: &RecordBatch,
-    column: usize,
-    i: usize,
-) -> Option<T::Native> {
-    let values = batch.column(column).as_primitive::<T>();
-    values.is_valid(i).then(|| values.value(i))
-}
-
-fn text(batch: &RecordBatch, column: usize, i: usize) -> Option<String> {
-    let values = batch.column(column).as_string::<i32>();
-    values.is_valid(i).then(|| values.value(i).to_owned())
-}
-
-fn bytes(batch: &RecordBatch, column: usize, i: usize) -> Option<Vec<u8>> {
-    let values = batch.column(column).as_binary::<i32>();
-    values.is_valid(i).then(|| values.value(i).to_vec())
-}
-
 fn candidates_sql(filter: &Filter, longest: usize) -> String {
     format!(
         "SELECT d.source_no, d.pos, s.source, d.reason, d.raw_len, octet_length(d.raw)::BIGINT,
@@ -152,20 +129,18 @@ pub async fn candidates(
     longest: usize,
 ) -> anyhow::Result<(Vec<Candidate>, bool)> {
     let mut candidates = Vec::new();
-    for batch in select(redis, keys, candidates_sql(filter, longest)).await? {
-        for i in 0..batch.num_rows() {
-            candidates.push(Candidate {
-                source_no: batch.column(0).as_primitive::<Int32Type>().value(i),
-                pos: batch.column(1).as_primitive::<Int64Type>().value(i),
-                source: text(&batch, 2, i).unwrap_or_default(),
-                reason: text(&batch, 3, i).unwrap_or_default(),
-                raw_len: number::<Int64Type>(&batch, 4, i),
-                kept: number::<Int64Type>(&batch, 5, i),
-                raw_sha256: text(&batch, 6, i),
-                recorded_at_us: number::<Int64Type>(&batch, 7, i),
-                is_current: batch.column(8).as_boolean().value(i),
-            });
-        }
+    for row in rows(&select(redis, keys, candidates_sql(filter, longest)).await?) {
+        candidates.push(Candidate {
+            source_no: row.int(0).unwrap_or_default() as i32,
+            pos: row.int(1).unwrap_or_default(),
+            source: row.owned(2),
+            reason: row.owned(3),
+            raw_len: row.int(4),
+            kept: row.int(5),
+            raw_sha256: row.text(6).map(str::to_owned),
+            recorded_at_us: row.int(7),
+            is_current: row.flag(8),
+        });
     }
     let more = candidates.len() > MOST;
     candidates.truncate(MOST);
@@ -185,8 +160,7 @@ pub async fn replayed_payload(
         quoted(source)
     );
     let batches = select(redis, keys, sql).await?;
-    let found = batches.first().filter(|batch| batch.num_rows() > 0);
-    Ok(found.and_then(|batch| bytes(batch, 0, 0)))
+    Ok(rows(&batches).next().and_then(|row| row.bytes(0)).map(<[u8]>::to_vec))
 }
 
 /// A replay that is not done.
@@ -214,18 +188,14 @@ pub async fn unfinished(
     keys: &Keys,
     owner: &str,
 ) -> anyhow::Result<Vec<Unfinished>> {
-    let mut found = Vec::new();
-    for batch in select(redis, keys, unfinished_sql(owner)).await? {
-        for i in 0..batch.num_rows() {
-            found.push(Unfinished {
-                replay_id: text(&batch, 0, i).unwrap_or_default(),
-                source: text(&batch, 1, i).unwrap_or_default(),
-                stream: text(&batch, 2, i).unwrap_or_default(),
-                letters: batch.column(3).as_primitive::<Int64Type>().value(i),
-            });
-        }
-    }
-    Ok(found)
+    let batches = select(redis, keys, unfinished_sql(owner)).await?;
+    let found = rows(&batches).map(|row| Unfinished {
+        replay_id: row.owned(0),
+        source: row.owned(1),
+        stream: row.owned(2),
+        letters: row.int(3).unwrap_or_default(),
+    });
+    Ok(found.collect())
 }
 
 /// A letter as it is sent again.
@@ -259,22 +229,20 @@ pub async fn of_replay(
     from: i64,
 ) -> anyhow::Result<Vec<Resent>> {
     let mut found: Vec<Resent> = Vec::new();
-    for batch in select(redis, keys, of_replay_sql(&replay.replay_id, from)).await? {
-        for i in 0..batch.num_rows() {
-            let place = batch.column(0).as_primitive::<Int64Type>().value(i);
-            if found.last().is_some_and(|last| last.place == place) {
-                // One record can have several letters; they hold the same bytes.
-                continue;
-            }
-            let expected = found.last().map_or(from, |last| last.place + 1);
-            let (payload, at) = (bytes(&batch, 1, i), number::<Int64Type>(&batch, 3, i));
-            let (Some(payload), Some(recorded_at_us), true) = (payload, at, place == expected)
-            else {
-                anyhow::bail!("the letter at place {expected} is not what was registered");
-            };
-            let event_id = text(&batch, 2, i).and_then(|id| Uuid::parse_str(&id).ok());
-            found.push(Resent { place, payload, event_id, recorded_at_us });
+    for row in rows(&select(redis, keys, of_replay_sql(&replay.replay_id, from)).await?) {
+        let place = row.int(0).unwrap_or_default();
+        if found.last().is_some_and(|last| last.place == place) {
+            // One record can have several letters; they hold the same bytes.
+            continue;
         }
+        let expected = found.last().map_or(from, |last| last.place + 1);
+        let (Some(payload), Some(recorded_at_us), true) =
+            (row.bytes(1), row.int(3), place == expected)
+        else {
+            anyhow::bail!("the letter at place {expected} is not what was registered");
+        };
+        let event_id = row.text(2).and_then(|id| Uuid::parse_str(id).ok());
+        found.push(Resent { place, payload: payload.to_vec(), event_id, recorded_at_us });
     }
     ensure!(!found.is_empty(), "there is no letter at place {from}");
     Ok(found)
@@ -334,7 +302,7 @@ mod tests {
         connection
     }
 
-    fn rows(sql: &str) -> usize {
+    fn count(sql: &str) -> usize {
         let deadline = std::time::Duration::from_secs(10);
         let bytes = crate::store::reader::query(&store(), sql, deadline).unwrap();
         let reader =
@@ -345,14 +313,14 @@ mod tests {
     #[test]
     fn the_store_answers_every_question() {
         let any = Filter::default();
-        assert_eq!(rows(&candidates_sql(&any, 1 << 20)), 2, "two are in a replay");
+        assert_eq!(count(&candidates_sql(&any, 1 << 20)), 2, "two are in a replay");
         let one = Filter { reason: Some("r4".into()), stream: Some("s".into()), ..any.clone() };
-        assert_eq!(rows(&candidates_sql(&one, 1 << 20)), 1);
+        assert_eq!(count(&candidates_sql(&one, 1 << 20)), 1);
         let other = Filter { stream: Some("t".into()), ..any };
-        assert_eq!(rows(&candidates_sql(&other, 1 << 20)), 0);
-        assert_eq!(rows(&unfinished_sql("n'n")), 1);
-        assert_eq!(rows(&unfinished_sql("other")), 0);
-        assert_eq!(rows(&of_replay_sql("r", 0)), 2);
-        assert_eq!(rows(&of_replay_sql("r", 1)), 1);
+        assert_eq!(count(&candidates_sql(&other, 1 << 20)), 0);
+        assert_eq!(count(&unfinished_sql("n'n")), 1);
+        assert_eq!(count(&unfinished_sql("other")), 0);
+        assert_eq!(count(&of_replay_sql("r", 0)), 2);
+        assert_eq!(count(&of_replay_sql("r", 1)), 1);
     }
 }

@@ -1,16 +1,15 @@
 //! What the store knows of scripts, by its tables `transform_history` and `transform_versions`.
 
 use crate::{
-    actors::{redis_queue::select, replayer::quoted},
+    actors::{
+        redis_queue::{rows, select},
+        replayer::quoted,
+    },
     messages::ScriptText,
     protocol::script_history::{ScriptAction, ScriptEvent, ScriptState},
     queue::{Keys, RedisLink},
 };
 use anyhow::Context as _;
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::Int64Type,
-};
 use std::collections::HashMap;
 
 /// What every stream runs.
@@ -24,26 +23,18 @@ pub async fn states(
     let sql = "SELECT stream, seq, action, script_sha256, reason, params, epoch_us(noted_at)
                FROM transform_history WHERE action != 'refused' ORDER BY seq";
     let mut states: HashMap<String, ScriptState> = HashMap::new();
-    for batch in select(redis, keys, sql.into()).await? {
-        let text = |i: usize| batch.column(i).as_string::<i32>();
-        let (streams, actions, versions) = (text(0), text(2), text(3));
-        let (reasons, params) = (text(4), text(5));
-        let numbers = batch.column(1).as_primitive::<Int64Type>();
-        let times = batch.column(6).as_primitive::<Int64Type>();
-        for i in 0..batch.num_rows() {
-            // An action of a later version of this program changes nothing that this one knows.
-            let Some(action) = ScriptAction::named(actions.value(i)) else { continue };
-            let params = params.is_valid(i).then(|| params.value(i));
-            let params = params.map(serde_json::from_str).transpose();
-            states.entry(streams.value(i).to_owned()).or_default().apply(ScriptEvent {
-                seq: numbers.value(i),
-                at_us: times.value(i),
-                action,
-                sha256: versions.value(i),
-                reason: reasons.value(i),
-                params: params.context("the parameters of a script cannot be read")?,
-            });
-        }
+    for row in rows(&select(redis, keys, sql.into()).await?) {
+        // An action of a later version of this program changes nothing that this one knows.
+        let Some(action) = ScriptAction::named(row.text(2).unwrap_or_default()) else { continue };
+        let params = row.text(5).map(serde_json::from_str).transpose();
+        states.entry(row.owned(0)).or_default().apply(ScriptEvent {
+            seq: row.int(1).unwrap_or_default(),
+            at_us: row.int(6).unwrap_or_default(),
+            action,
+            sha256: row.text(3).unwrap_or_default(),
+            reason: row.text(4).unwrap_or_default(),
+            params: params.context("the parameters of a script cannot be read")?,
+        });
     }
     Ok(states)
 }
@@ -62,11 +53,10 @@ pub async fn text(
         quoted(sha256)
     );
     let found = select(redis, keys, sql).await?;
-    let Some(batch) = found.iter().find(|batch| batch.num_rows() > 0) else { return Ok(None) };
-    let text = |i: usize| batch.column(i).as_string::<i32>().value(0);
-    let modules =
-        serde_json::from_str(text(2)).context("the helpers of a script cannot be read")?;
-    Ok(Some(ScriptText { name: text(0).to_owned(), source: text(1).to_owned(), modules }))
+    let Some(row) = rows(&found).next() else { return Ok(None) };
+    let modules = serde_json::from_str(row.text(2).unwrap_or_default())
+        .context("the helpers of a script cannot be read")?;
+    Ok(Some(ScriptText { name: row.owned(0), source: row.owned(1), modules }))
 }
 
 /// Whether a version was ever tried or run by a stream.
@@ -84,7 +74,7 @@ pub async fn is_known(
         quoted(stream),
         quoted(sha256)
     );
-    Ok(select(redis, keys, sql).await?.iter().any(|batch| batch.num_rows() > 0))
+    Ok(rows(&select(redis, keys, sql).await?).next().is_some())
 }
 
 /// Versions of a stream's history whose SHA-256 begins like this, the newest first.
@@ -103,9 +93,5 @@ pub async fn versions_like(
         quoted(stream),
         quoted(beginning)
     );
-    let found = select(redis, keys, sql).await?;
-    let names = |batch: &RecordBatch| -> Vec<String> {
-        batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect()
-    };
-    Ok(found.iter().flat_map(names).collect())
+    Ok(rows(&select(redis, keys, sql).await?).map(|row| row.owned(0)).collect())
 }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        reads,
+        reads, rows,
         server::{BLOCK, CONSUMER},
     },
     METER, Reading,
@@ -14,10 +14,6 @@ use crate::{
         source::{Position, SourceName, Token},
     },
     queue::{Keys, RedisLink, STORE_GROUP},
-};
-use arrow::{
-    array::{Array, AsArray},
-    datatypes::Int64Type,
 };
 use redis::{ErrorKind, RedisError, RedisResult, Script, Value, aio::ConnectionManager};
 use std::collections::HashMap;
@@ -312,21 +308,12 @@ pub async fn stored(
          WHERE source_no = {source_no} AND pos IN ({list})"
     );
     let mut effects = HashMap::new();
-    for batch in reads::select(redis, keys, sql).await? {
-        let positions = batch.column(0).as_primitive::<Int64Type>();
-        let (reasons, details) =
-            (batch.column(1).as_string::<i32>(), batch.column(2).as_string::<i32>());
-        for i in 0..batch.num_rows() {
-            let effect = if reasons.is_null(i) {
-                Effect::Row
-            } else {
-                Effect::Dead {
-                    reason: reasons.value(i).to_owned(),
-                    detail: details.value(i).to_owned(),
-                }
-            };
-            effects.insert(positions.value(i), effect);
-        }
+    for row in rows(&reads::select(redis, keys, sql).await?) {
+        let effect = match row.text(1) {
+            None => Effect::Row,
+            Some(reason) => Effect::Dead { reason: reason.to_owned(), detail: row.owned(2) },
+        };
+        effects.insert(row.int(0).unwrap_or_default(), effect);
     }
     Ok(effects)
 }
