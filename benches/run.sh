@@ -75,5 +75,4 @@ print("millstream: with ledger, event ids, dead letters, online store; the loop 
 PY
 
 say "Files: a Parquet file of 10 million rows, then 1 GiB of NDJSON beside live events …"
-unset MILLSTREAM__KAFKA__BROKERS MILLSTREAM__KAFKA__GROUP
 "$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"

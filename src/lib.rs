@@ -37,6 +37,7 @@ pub mod spool;
 pub mod store;
 pub mod supervision;
 pub mod telemetry;
+mod text;
 pub mod upload_client;
 
 /// What `proto/` says, as Rust.

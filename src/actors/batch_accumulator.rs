@@ -1,14 +1,17 @@
 //! BatchAccumulator: records into batches, closed by rows, bytes, age or script version.
 //!
-//! Takes [`SourceBatch`]es from KafkaIngest, gives [`EventBatch`]es to the
-//! PythonWorkerSupervisor: one open batch a stream, which parts of many sources share. Promises
-//! that parts of one source stay in order. The rule is [`crate::protocol::accumulator`].
+//! Takes [`SourceBatch`]es from KafkaIngest, FileUpload and Replayer, gives [`EventBatch`]es to the
+//! PythonWorkerSupervisor: one open batch a stream and [`Urgency`], which parts of many sources share.
+//! Promises that parts of one source stay in order. The rule is [`crate::protocol::accumulator`].
 
 use crate::{
     actors::PythonWorkerSupervisor,
     config::Config,
     messages::{Drain, EventBatch, SourceBatch},
-    protocol::accumulator::{Accumulator, CloseReason, Closed, Limits, Part},
+    protocol::{
+        accumulator::{Accumulator, CloseReason, Closed, Limits, Part},
+        source::Urgency,
+    },
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter},
 };
@@ -20,13 +23,14 @@ const METER: StageMeter = StageMeter::new("batch_accumulator");
 /// See the module.
 #[derive(Debug)]
 pub struct BatchAccumulator {
-    open: Vec<Accumulator<SourceBatch>>,
+    /// By the stream's index, then by urgency.
+    open: Vec<[Accumulator<SourceBatch>; Urgency::ALL.len()]>,
     next: Link<PythonWorkerSupervisor>,
     timer: Option<SpawnHandle>,
 }
 
 impl BatchAccumulator {
-    /// One accumulator a stream.
+    /// With nothing open.
     #[must_use]
     pub fn new(config: &Config, next: Link<PythonWorkerSupervisor>) -> Self {
         let limits = Limits {
@@ -34,7 +38,8 @@ impl BatchAccumulator {
             max_bytes: config.batch.max_bytes,
             max_age: Duration::from_millis(config.batch.max_age_ms),
         };
-        let open = config.streams.iter().map(|_| Accumulator::new(limits)).collect();
+        let open =
+            config.streams.iter().map(|_| Urgency::ALL.map(|_| Accumulator::new(limits))).collect();
         Self { open, next, timer: None }
     }
 
@@ -52,25 +57,36 @@ impl BatchAccumulator {
         }
     }
 
+    /// Hands on what `which` closes, the live first.
+    fn close(
+        &mut self,
+        mut which: impl FnMut(&mut Accumulator<SourceBatch>) -> Option<Closed<SourceBatch>>,
+    ) {
+        for urgency in Urgency::ALL {
+            for stream in 0..self.open.len() {
+                if let Some(closed) = which(&mut self.open[stream][urgency as usize]) {
+                    self.hand_on(stream, closed);
+                }
+            }
+        }
+    }
+
     /// Closes what is old enough and wakes up when the next one will be.
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        for stream in 0..self.open.len() {
-            if let Some(closed) = self.open[stream].tick(now) {
-                self.hand_on(stream, closed);
-            }
-        }
+        self.close(|open| open.tick(now));
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        if let Some(at) = self.open.iter().filter_map(Accumulator::deadline).min() {
+        let open = || self.open.iter().flatten();
+        if let Some(at) = open().filter_map(Accumulator::deadline).min() {
             let wait = at.saturating_duration_since(now);
             self.timer = Some(ctx.run_later(wait, |actor, ctx| {
                 actor.timer = None;
                 actor.tick(ctx);
             }));
         }
-        METER.queue_depth(self.open.iter().filter(|a| a.waiting() > 0).count());
+        METER.queue_depth(self.open.iter().flatten().filter(|a| a.waiting() > 0).count());
     }
 }
 
@@ -85,7 +101,8 @@ impl Handler<SourceBatch> for BatchAccumulator {
         let started = Instant::now();
         METER.received(batch.rows());
         let stream = batch.stream;
-        let Some(open) = self.open.get_mut(stream) else { return };
+        let Some(of_stream) = self.open.get_mut(stream) else { return };
+        let open = &mut of_stream[batch.source.urgency() as usize];
         for closed in open.push(batch, Instant::now()) {
             self.hand_on(stream, closed);
         }
@@ -98,10 +115,6 @@ impl Handler<Drain> for BatchAccumulator {
     type Result = ();
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
-        for stream in 0..self.open.len() {
-            if let Some(closed) = self.open[stream].close(CloseReason::Drain) {
-                self.hand_on(stream, closed);
-            }
-        }
+        self.close(|open| open.close(CloseReason::Drain));
     }
 }

@@ -38,6 +38,9 @@ use tokio::sync::{
 const OPENING: Duration = Duration::from_secs(30);
 /// How often the store's position is asked for at the end of a source.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// Records of one part at most: a worker, Redis and DuckDB have them in their hands for tens of
+/// milliseconds, and what is live waits for that.
+const PIECE_ROWS: usize = 16_384;
 /// A peer between two lives, or a source that was abandoned, is tried again after so long.
 const SOON: Duration = Duration::from_millis(50);
 
@@ -196,7 +199,9 @@ impl Feeder {
                 ended => {
                     // Between two lives its windows are gone, and the source with them.
                     let _ = self.parts.queue.deliver(CloseSource(feed.source.clone()));
-                    return ended.map(|_| Fed::Landed);
+                    ended?;
+                    self.forget(&feed.source).await;
+                    return Ok(Fed::Landed);
                 }
             }
         }
@@ -252,7 +257,7 @@ impl Feeder {
         let Feed { stream, source, total } = feed;
         let mut from = opened.next_pos;
         // The accumulator joins parts but never splits one.
-        let at_once = self.parts.config.batch.max_rows.max(1);
+        let at_once = self.parts.config.batch.max_rows.clamp(1, PIECE_ROWS);
         while from < *total {
             // What was shown online already runs under the version that showed it.
             let promised = opened.promised.as_ref().filter(|p| from < p.to);
@@ -324,6 +329,23 @@ impl Feeder {
             if lost(abandoned, opened.token) {
                 return Ok(Step::Again);
             }
+        }
+    }
+}
+
+impl Feeder {
+    /// Takes a source that has ended out of Redis: nobody will write under its token any more, and
+    /// sources like it come again and again.
+    async fn forget(&self, source: &SourceName) {
+        let forgetting = async {
+            let mut connection = self.parts.redis.manager().await?;
+            let mut pipeline = redis::pipe();
+            pipeline.hdel(self.keys.tokens(), source.0.as_ref()).ignore();
+            pipeline.hdel(self.keys.promised(), source.0.as_ref()).ignore();
+            pipeline.exec_async(&mut connection).await
+        };
+        if let Err(error) = forgetting.await {
+            tracing::debug!(%error, %source, "two fields of an ended source stay in Redis");
         }
     }
 }

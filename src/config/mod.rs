@@ -263,7 +263,7 @@ pub struct UploadsConfig {
     pub max_columns: usize,
     /// Memory that the check of a file may take, in MiB; it runs in a process of its own.
     pub check_memory_mib: u64,
-    /// Files that are processed at the same time.
+    /// Files of one stream that are processed at the same time.
     pub parallel: usize,
 }
 

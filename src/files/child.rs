@@ -27,6 +27,8 @@ const LEAST_DEADLINE: Duration = Duration::from_secs(120);
 const LEAST_BYTES_A_SECOND: u64 = 1 << 20;
 /// Address space besides memory: the program and its libraries, stacks, room that allocators reserve.
 const ADDRESS_SPACE: u64 = 4 << 30;
+/// Its priority, as `nice` counts.
+const NICE: i32 = 10;
 /// What a child may say.
 const MAX_ANSWER_BYTES: u64 = 256 << 10;
 
@@ -114,6 +116,8 @@ fn spawn(program: &Path, length: u64, limits: &FileLimits) -> io::Result<Child> 
                 && limit(libc::RLIMIT_AS, space)
                 && limit(libc::RLIMIT_CORE, 0)
                 && libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+                // What is live goes first. (0: this process.)
+                && libc::setpriority(libc::PRIO_PROCESS, 0, NICE) == 0
             {
                 // The parent may have died before the child asked to die with it.
                 let orphaned = u32::try_from(libc::getppid()) != Ok(parent);

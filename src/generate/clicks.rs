@@ -4,7 +4,7 @@ use super::file::{Fields, Kind};
 use super::hash::Draws;
 use super::object::{Defect, Object, Surgery};
 use super::reasons;
-use super::text;
+use crate::text;
 
 /// What the user did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

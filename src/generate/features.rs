@@ -4,7 +4,7 @@ use super::file::{Fields, Kind};
 use super::hash::Draws;
 use super::object::{Defect, Object, Surgery};
 use super::reasons;
-use super::text;
+use crate::text;
 
 /// One feature that the generator makes values for.
 struct Feature {

@@ -28,7 +28,6 @@ mod mix;
 mod object;
 pub use crate::decode::reasons;
 pub mod replay;
-mod text;
 mod zipf;
 
 pub use event::{Builtin, Event, EventMaker, Fate};

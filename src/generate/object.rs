@@ -1,7 +1,7 @@
 //! Writing an event's JSON object, whole or with one planned defect.
 
 use super::hash::Draws;
-use super::text;
+use crate::text;
 
 /// One way of spoiling an event: what is done to it, and the reason the decoder must give.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@
 use super::records::{Credit, Records};
 use crate::protocol::{
     accumulator::Part,
-    source::{Position, SourceName, Token},
+    source::{Position, SourceName, Token, Urgency},
     ticket::Ticket,
 };
 use actix::Message;
@@ -64,7 +64,7 @@ impl Part for SourceBatch {
 }
 
 /// Events of one stream that go through its script in one call. Parts of several sources share a
-/// call; each keeps its own range and gets its own verdict.
+/// call, live ones and those of files never do; each keeps its own range and gets its own verdict.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct EventBatch {
@@ -87,6 +87,12 @@ impl EventBatch {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(Part::bytes).sum()
+    }
+
+    /// How urgent it is: all its parts are equally so.
+    #[must_use]
+    pub fn urgency(&self) -> Urgency {
+        self.parts.first().map_or(Urgency::Live, |part| part.source.urgency())
     }
 
     /// A batch for each part.

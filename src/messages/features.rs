@@ -5,7 +5,7 @@ use super::{
     records::Credit,
 };
 use crate::protocol::{
-    source::{Position, SourceName, Token},
+    source::{Position, SourceName, Token, Urgency},
     ticket::Ticket,
     version::Version,
 };
@@ -90,6 +90,14 @@ pub struct FeatureBatch {
     pub transform: String,
     /// The script's version.
     pub script_sha256: String,
-    /// Its parts, as they were read.
+    /// Its parts, as they were read; all equally urgent.
     pub parts: Vec<FeaturePart>,
+}
+
+impl FeatureBatch {
+    /// How urgent it is.
+    #[must_use]
+    pub fn urgency(&self) -> Urgency {
+        self.parts.first().map_or(Urgency::Live, |part| part.source.urgency())
+    }
 }

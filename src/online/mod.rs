@@ -10,32 +10,22 @@
 
 pub mod marks;
 mod repair;
+mod write;
 
 pub use repair::repair;
+pub use write::{restore, write};
 
 use crate::{
     config::StreamConfig,
     messages::OnlineValue,
-    protocol::{
-        source::{Position, SourceName, Token},
-        version::Version,
-    },
-    queue::Keys,
+    protocol::{source::Position, version::Version},
+    text::push_instant,
 };
 use arrow::{
     array::{Array, AsArray, RecordBatch},
     datatypes::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType},
 };
-use redis::{Script, aio::ConnectionManager};
-use serde_json::json;
 use std::collections::HashMap;
-
-/// Fields that one call writes at most, so that no call keeps Redis from others for long.
-const FIELDS_A_CALL: usize = 256;
-
-/// The script. `KEYS` is not used: the keys' names depend on the data, and Redis Cluster is out of
-/// scope.
-const SCRIPT: &str = include_str!("write_online.lua");
 
 /// A value as it is kept: readable, and with its version at a fixed place.
 #[must_use]
@@ -63,9 +53,10 @@ fn format_value(value: Option<f64>) -> String {
 }
 
 fn format_timestamp(us: i64) -> String {
-    chrono::DateTime::from_timestamp_micros(us)
-        .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
-        .unwrap_or_default()
+    let mut text = Vec::with_capacity(27);
+    push_instant(&mut text, us, 6);
+    // It is ASCII.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// What the next owner of a source must know of values that are online but not yet durable.
@@ -79,115 +70,29 @@ pub struct Promise<'a> {
     pub settled: bool,
 }
 
-/// What became of an online write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of an online write; of several calls the greatest counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnlineOutcome {
     /// Every value is online, or a newer one is.
     Written,
-    /// The token is not the current one: the source has another owner.
-    Fenced,
     /// What another script version has shown before is not durable yet: nothing was written.
     Early,
+    /// The token is not the current one: the source has another owner.
+    Fenced,
     /// Redis is not the Redis it was: it lost everything in between.
     Generation,
 }
 
-/// Writes a part's online values.
-///
-/// # Errors
-/// Redis' word; any of the values may or may not be online then, which is harmless.
-pub async fn write(
-    connection: &mut ConnectionManager,
-    keys: &Keys,
-    generation: &str,
-    source: &SourceName,
-    token: Token,
-    promise: &Promise<'_>,
-    values: &[OnlineValue],
-) -> redis::RedisResult<OnlineOutcome> {
-    let settled = promise.settled;
-    let promise = json!({ "to": promise.to, "script_sha256": promise.script_sha256 }).to_string();
-    let token_text = token.to_string();
-    let owner = Owner { source: source.0.as_ref(), token: &token_text, promise: &promise, settled };
-    let values: Vec<_> = values.iter().map(|value| (value, token.number)).collect();
-    invoke(connection, keys, generation, &owner, &values).await
-}
-
-/// Puts values online again that are durable, each with the number of the token that wrote it. No
-/// token is asked for: what is in DuckDB belongs online, whoever owns the source now.
-///
-/// # Errors
-/// Redis' word; any of the values may or may not be online then, which is harmless.
-pub async fn restore(
-    connection: &mut ConnectionManager,
-    keys: &Keys,
-    generation: &str,
-    values: &[(&OnlineValue, u32)],
-) -> redis::RedisResult<OnlineOutcome> {
-    let nobody = Owner { source: "", token: "", promise: "", settled: true };
-    invoke(connection, keys, generation, &nobody, values).await
-}
-
-/// Who writes, as the script wants it; an empty source is the store itself.
-struct Owner<'a> {
-    source: &'a str,
-    token: &'a str,
-    promise: &'a str,
-    settled: bool,
-}
-
-async fn invoke(
-    connection: &mut ConnectionManager,
-    keys: &Keys,
-    generation: &str,
-    owner: &Owner<'_>,
-    values: &[(&OnlineValue, u32)],
-) -> redis::RedisResult<OnlineOutcome> {
-    let script = Script::new(SCRIPT);
-    let mut chunks = values.chunks(FIELDS_A_CALL).peekable();
-    let empty: &[(&OnlineValue, u32)] = &[];
-    // Even without values the token is checked and the promise recorded.
-    let first = if chunks.peek().is_none() { Some(empty) } else { None };
-    let mut pipeline = redis::pipe();
-    for chunk in first.into_iter().chain(chunks) {
-        let mut call = script.prepare_invoke();
-        call.arg(keys.namespace())
-            .arg(generation)
-            .arg(owner.source)
-            .arg(owner.token)
-            .arg(owner.promise)
-            .arg(u8::from(owner.settled))
-            .arg(chunk.len());
-        for (value, token_number) in chunk {
-            let packed = value.version.pack(*token_number);
-            call.arg(&value.entity_id)
-                .arg(&value.feature_name)
-                .arg(format_value(value.value))
-                .arg(format_timestamp(value.version.event_timestamp))
-                .arg(packed);
-        }
-        pipeline.invoke_script(&call);
-    }
-    let answers: Vec<String> = match pipeline.query_async(connection).await {
-        Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
-            script.load_async(connection).await?;
-            pipeline.query_async(connection).await?
-        }
-        other => other?,
-    };
-    Ok(outcome(&answers))
-}
-
-fn outcome(answers: &[String]) -> OnlineOutcome {
-    let has = |word: &str| answers.iter().any(|a| a == word);
-    if has("GENERATION") {
-        OnlineOutcome::Generation
-    } else if has("FENCED") {
-        OnlineOutcome::Fenced
-    } else if has("EARLY") {
-        OnlineOutcome::Early
-    } else {
-        OnlineOutcome::Written
+impl OnlineOutcome {
+    /// The worst of the script's answers.
+    fn of(answers: &[String]) -> Self {
+        let outcome = |answer: &String| match answer.as_str() {
+            "GENERATION" => Self::Generation,
+            "FENCED" => Self::Fenced,
+            "EARLY" => Self::Early,
+            _ => Self::Written,
+        };
+        answers.iter().map(outcome).max().unwrap_or(Self::Written)
     }
 }
 
@@ -271,10 +176,12 @@ impl<'a> Newest<'a> {
             .or_insert((value, version));
     }
 
-    /// What is left, in no order.
+    /// What is left, the features of an entity together.
     #[must_use]
     pub fn into_values(self) -> Vec<OnlineValue> {
-        self.values
+        let mut values: Vec<_> = self.values.into_iter().collect();
+        values.sort_unstable_by_key(|(key, _)| *key);
+        values
             .into_iter()
             .map(|((entity, feature), (value, version))| OnlineValue {
                 entity_id: entity.to_owned(),
@@ -310,8 +217,7 @@ mod tests {
         newest.offer("a", "f", Some(2.0), version(30, 1));
         newest.offer("a", "f", Some(3.0), version(20, 2));
         newest.offer("b", "f", None, version(5, 3));
-        let mut values = newest.into_values();
-        values.sort_by(|x, y| x.entity_id.cmp(&y.entity_id));
+        let values = newest.into_values();
         assert_eq!(values.len(), 2);
         assert_eq!((values[0].value, values[0].version.pos), (Some(2.0), 1));
         assert_eq!((values[1].value, values[1].entity_id.as_str()), (None, "b"));

@@ -1,6 +1,6 @@
 //! Taking back what is online though DuckDB refused its row.
 
-use super::{OnlineOutcome, format_field, format_timestamp, format_value, outcome};
+use super::{OnlineOutcome, format_field, format_timestamp, format_value};
 use crate::{messages::Repair, queue::Keys};
 use redis::{Script, aio::ConnectionManager};
 
@@ -43,5 +43,5 @@ pub async fn repair(
         }
     }
     let answer: String = call.invoke_async(connection).await?;
-    Ok(outcome(&[answer]))
+    Ok(OnlineOutcome::of(&[answer]))
 }

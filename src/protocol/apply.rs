@@ -9,7 +9,7 @@
 //! | `from == next_pos` | [`Decision::Apply`] |
 //! | `from == next_pos`, but its rows are in a file that is not there or not what it should be | [`Decision::Gap`], no effect: its source is read again |
 //!
-//! The decisions of one group are made on a copy of the watermarks that moves along with the
+//! The decisions of one group are made on a copy of its sources' watermarks that moves along with the
 //! group and is thrown away when the transaction rolls back.
 
 use super::source::{Position, SourceName, Token};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// What the store knows of a source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceState {
     /// The small integer that stands for the source in the tables.
     pub source_no: i32,
@@ -80,6 +80,18 @@ impl Watermarks {
         self.sources.get(source)
     }
 
+    /// A copy of what is known of some sources: a group names few of them, and a store may know many.
+    #[must_use]
+    pub fn of<'a>(&self, sources: impl IntoIterator<Item = &'a SourceName>) -> Self {
+        let known = |source: &SourceName| Some((source.clone(), *self.sources.get(source)?));
+        Self { sources: sources.into_iter().filter_map(known).collect() }
+    }
+
+    /// Takes over what a copy of some sources became.
+    pub fn take(&mut self, moved: Self) {
+        self.sources.extend(moved.sources);
+    }
+
     /// All sources, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&SourceName, &SourceState)> {
         self.sources.iter()
@@ -138,6 +150,21 @@ mod tests {
         let mut marks = Watermarks::default();
         marks.insert(source.clone(), SourceState { source_no: 1, token, next_pos });
         (marks, source, token)
+    }
+
+    #[test]
+    fn a_copy_of_some_sources_leaves_the_others_alone() {
+        let (mut marks, source, token) = at(10);
+        let (other, stranger) = (SourceName::kafka("s", "t", 1), SourceName::kafka("s", "t", 2));
+        marks.insert(other.clone(), SourceState { source_no: 2, token, next_pos: 5 });
+        let mut trial = marks.of([&source, &source, &stranger]);
+        assert_eq!(trial.iter().count(), 1);
+        assert_eq!(trial.offer(&source, token, 10, 20), Decision::Apply);
+        assert_eq!(marks.get(&source).unwrap().next_pos, 10, "a copy");
+        marks.take(trial);
+        let next = |source| marks.get(source).unwrap().next_pos;
+        assert_eq!((next(&source), next(&other)), (20, 5));
+        assert_eq!(marks.get(&stranger), None);
     }
 
     #[test]

@@ -55,6 +55,26 @@ impl SourceName {
     pub fn is_upload(&self) -> bool {
         self.0.starts_with("upload:")
     }
+
+    /// How urgent its records are.
+    #[must_use]
+    pub fn urgency(&self) -> Urgency {
+        if self.is_replay() || self.is_upload() { Urgency::Bulk } else { Urgency::Live }
+    }
+}
+
+/// How urgent records are: what comes as it happens goes before what lies at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// Events as they happen: from Kafka, and what is written straight to the queue.
+    Live,
+    /// Rows of a file, dead letters that are sent again.
+    Bulk,
+}
+
+impl Urgency {
+    /// The more urgent first.
+    pub const ALL: [Self; 2] = [Self::Live, Self::Bulk];
 }
 
 impl SourceName {
@@ -302,6 +322,9 @@ mod tests {
         assert!(!source.is_sibling_of(&SourceName::kafka("s2", "t", 2)));
         assert_eq!(SourceName::replay("s", "x").kafka_partition(), None);
         assert!(SourceName::replay("s", "x").is_replay());
+        assert_eq!(SourceName::replay("s", "x").urgency(), Urgency::Bulk);
+        assert_eq!(SourceName::upload("s", "x").urgency(), Urgency::Bulk);
+        assert_eq!(SourceName::kafka("upload", "t", 0).urgency(), Urgency::Live);
         assert!(!SourceName::kafka("replay", "t", 0).is_replay());
     }
 

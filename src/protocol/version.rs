@@ -3,8 +3,6 @@
 //! Everywhere the same: `(event_timestamp, created_at, source_no, pos, sub)`, all integers, the
 //! greatest wins. It is known before DuckDB has seen the row, so Redis and DuckDB agree.
 
-use std::fmt::Write as _;
-
 /// The place of a value in the version order. Field order is the order of comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
@@ -29,19 +27,23 @@ impl Version {
     /// that the newer owner of a source wins among equal versions.
     #[must_use]
     pub fn pack(&self, token_number: u32) -> String {
-        let wide = |v: i64| v.cast_unsigned() ^ (1 << 63);
-        let narrow = |v: i32| v.cast_unsigned() ^ (1 << 31);
+        const DIGITS: [char; 16] =
+            ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
         let mut out = String::with_capacity(PACKED_LEN);
-        // Writing to a String cannot fail.
-        let _ = write!(
-            out,
-            "{:016x}{:016x}{:08x}{:016x}{:08x}{token_number:08x}",
-            wide(self.event_timestamp),
-            wide(self.created_at),
-            narrow(self.source_no),
-            wide(self.pos),
-            narrow(self.sub),
-        );
+        let mut push = |bytes: &[u8]| {
+            for byte in bytes {
+                out.push(DIGITS[usize::from(byte >> 4)]);
+                out.push(DIGITS[usize::from(byte & 15)]);
+            }
+        };
+        let wide = |v: i64| (v.cast_unsigned() ^ (1 << 63)).to_be_bytes();
+        let narrow = |v: i32| (v.cast_unsigned() ^ (1 << 31)).to_be_bytes();
+        push(&wide(self.event_timestamp));
+        push(&wide(self.created_at));
+        push(&narrow(self.source_no));
+        push(&wide(self.pos));
+        push(&narrow(self.sub));
+        push(&token_number.to_be_bytes());
         out
     }
 

@@ -4,7 +4,7 @@
 //! That transaction is what makes Millstream exactly-once; everything before it may happen any
 //! number of times.
 //!
-//! A group is decided on a copy of the watermarks, which replaces the original only after COMMIT.
+//! A group is decided on a copy of its sources' watermarks, which counts only after COMMIT.
 
 use super::{
     StoreError, chunks,
@@ -240,7 +240,8 @@ impl Writer {
         writes: &[&WriteRequest],
         unreadable: &HashSet<String>,
     ) -> Result<Committed, StoreError> {
-        let mut trial = self.sources.marks.clone();
+        let parts = writes.iter().flat_map(|write| &write.header.parts);
+        let mut trial = self.sources.marks.of(parts.map(|part| &part.source));
         let mut group = Group::new(self.stamp(), self.next_batch_seq);
         let mut committed = Committed::default();
         for write in writes {
@@ -281,7 +282,7 @@ impl Writer {
         if let Some(source) = moved {
             self.check_moved(&source, &trial)?;
         }
-        self.sources.marks = trial;
+        self.sources.marks.take(trial);
         self.next_batch_seq = next_batch_seq;
         Ok(committed)
     }

@@ -13,7 +13,8 @@ use super::{
     refusal::Refusal,
     request::Request,
     spool::{Incoming, Spool},
-    status::{self, ACCEPTED, LANDED, Unfinished, Which},
+    status::{self, ACCEPTED, Found, LANDED, Unfinished, Which},
+    watching::Watching,
 };
 use crate::{
     actors::redis_queue::register_upload,
@@ -29,7 +30,7 @@ use anyhow::Context as _;
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::Write,
     path::PathBuf,
     pin::pin,
@@ -63,6 +64,7 @@ pub struct UploadDesk {
     redis: RedisLink,
     keys: Keys,
     spool: Arc<Spool>,
+    pub(super) watching: Watching,
     /// Ids whose files are put to their places and not registered yet: nobody removes them.
     keeping: Mutex<HashSet<String>>,
     actor: Link<FileUpload>,
@@ -94,6 +96,7 @@ impl UploadDesk {
             redis,
             keys,
             spool: Arc::new(spool),
+            watching: Watching::default(),
             keeping: Mutex::default(),
             actor,
             program,
@@ -190,20 +193,49 @@ impl UploadDesk {
 
     /// What became of an upload.
     pub(super) async fn status(&self, which: &Which) -> Result<UploadStatus, Status> {
-        let found = status::find(&self.redis, &self.keys, which).await.map_err(unavailable)?;
-        let Some(mut found) = found else {
-            let (Which::Id(name) | Which::Key(name)) = which;
-            let detail = format!("no upload is known as {name:?}");
-            return Err(Refusal::not_found("unknown_upload", detail, "").into());
-        };
-        if found.status.state == ACCEPTED
-            && found.owner == self.spool.owner()
-            && !self.spool.file(&found.status.upload_id).exists()
-        {
-            found.status.reason =
-                "the node has lost its file: send it again with the same key".to_owned();
+        let mut found = self.found(which).await?;
+        if self.is_without_file(&found) {
+            // It may just have landed: then its file is not needed any more.
+            found = self.found(which).await?;
+            if self.is_without_file(&found) {
+                found.status.reason =
+                    "the node has lost its file: send it again with the same key".to_owned();
+            }
         }
         Ok(found.status)
+    }
+
+    /// What became of these, by id; those that the store does not know are missing.
+    pub(super) async fn statuses(
+        &self,
+        ids: &[String],
+    ) -> Result<HashMap<String, UploadStatus>, Status> {
+        let all = status::find_all(&self.redis, &self.keys, ids).await.map_err(unavailable)?;
+        let mut statuses = HashMap::with_capacity(all.len());
+        for found in all {
+            let id = found.status.upload_id.clone();
+            let status = match self.is_without_file(&found) {
+                false => found.status,
+                true => self.status(&Which::Id(id.clone())).await?,
+            };
+            statuses.insert(id, status);
+        }
+        Ok(statuses)
+    }
+
+    async fn found(&self, which: &Which) -> Result<Found, Status> {
+        let found = status::find(&self.redis, &self.keys, which).await.map_err(unavailable)?;
+        found.ok_or_else(|| {
+            let (Which::Id(name) | Which::Key(name)) = which;
+            let detail = format!("no upload is known as {name:?}");
+            Refusal::not_found("unknown_upload", detail, "").into()
+        })
+    }
+
+    fn is_without_file(&self, found: &Found) -> bool {
+        found.status.state == ACCEPTED
+            && found.owner == self.spool.owner()
+            && !self.spool.file(&found.status.upload_id).exists()
     }
 
     /// Takes a file; see the table of the module.

@@ -1,20 +1,13 @@
 //! The gRPC service of uploads.
 
-use super::{
-    METER, UploadDesk,
-    refusal::Refusal,
-    status::{HALTED, LANDED, Which},
-};
+use super::{METER, UploadDesk, refusal::Refusal, status::Which, watching};
 use crate::proto::{
     UploadQuery, UploadReceipt, UploadRequest, UploadStatus, upload_query,
     upload_service_server::UploadService,
 };
 use futures::stream::{self, BoxStream, StreamExt};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tonic::{Request, Response, Status, Streaming};
-
-/// How often the store is asked on behalf of somebody who watches.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 /// See the module. Without a desk the node has no role `process` and takes no files.
 #[derive(Clone)]
@@ -29,7 +22,17 @@ impl UploadEndpoint {
     }
 }
 
+/// Bytes of an id or a key, at most.
+const MOST_NAME: usize = 200;
+
 fn which(query: UploadQuery) -> Result<Which, Status> {
+    if let Some(upload_query::Which::UploadId(name) | upload_query::Which::IdempotencyKey(name)) =
+        &query.which
+        && name.len() > MOST_NAME
+    {
+        let why = format!("no upload has a name of more than {MOST_NAME} bytes");
+        return Err(Refusal::invalid("bad_name", why, "name it by its id or its key").into());
+    }
     match query.which {
         Some(upload_query::Which::UploadId(id)) => Ok(Which::Id(id)),
         Some(upload_query::Which::IdempotencyKey(key)) => Ok(Which::Key(key)),
@@ -71,22 +74,7 @@ impl UploadService for UploadEndpoint {
     ) -> Result<Response<Self::WatchUploadStream>, Status> {
         let (desk, which) = (self.desk()?, which(request.into_inner())?);
         let first = desk.status(&which).await?;
-        let rest = stream::unfold((desk, which, first.clone()), |(desk, which, last)| async move {
-            if last.state == LANDED || last.state == HALTED {
-                return None;
-            }
-            loop {
-                tokio::time::sleep(WATCH_EVERY).await;
-                match desk.status(&which).await {
-                    Ok(status) if status == last => {}
-                    Ok(status) => return Some((Ok(status.clone()), (desk, which, status))),
-                    Err(error) => {
-                        let ended = UploadStatus { state: LANDED.to_owned(), ..last };
-                        return Some((Err(error), (desk, which, ended)));
-                    }
-                }
-            }
-        });
+        let rest = watching::follow(&desk, first.clone())?;
         Ok(Response::new(stream::iter([Ok(first)]).chain(rest).boxed()))
     }
 }

@@ -18,6 +18,7 @@
 //! | `refusal` | what a client is told whose file is not |
 //! | `spool` | files on the disk, and how many bytes they may be |
 //! | `status` | what the store knows of uploads |
+//! | `watching` | those that somebody watches |
 //! | `rows` | the rows of an accepted file |
 
 mod desk;
@@ -27,6 +28,7 @@ mod request;
 mod rows;
 mod spool;
 pub mod status;
+mod watching;
 
 pub use desk::UploadDesk;
 pub use endpoint::UploadEndpoint;
@@ -49,7 +51,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 const METER: StageMeter = StageMeter::new("file_upload");
 
@@ -57,8 +59,9 @@ const METER: StageMeter = StageMeter::new("file_upload");
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often files that nobody needs any more are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Uploads hold at most this part of the bytes in flight, so that live events find room.
-const SHARE_OF_CREDIT: usize = 4;
+/// Uploads hold at most this part of the bytes in flight, so that live events find room; the uploads
+/// of one stream an equal share of that, so that those of a paused stream hold up no other.
+const SHARE_OF_CREDIT: (usize, usize) = (3, 8);
 
 /// What outlives an instance.
 #[derive(Clone)]
@@ -81,14 +84,14 @@ pub struct FileAccepted {
 pub struct FileUpload {
     parts: FileUploadParts,
     ears: Ears,
-    accepted: Rc<Notify>,
+    wake: Rc<Notify>,
 }
 
 impl FileUpload {
     /// An instance that goes on where the store is.
     #[must_use]
     pub fn new(parts: FileUploadParts) -> Self {
-        Self { parts, ears: Ears::default(), accepted: Rc::default() }
+        Self { parts, ears: Ears::default(), wake: Rc::default() }
     }
 }
 
@@ -97,19 +100,27 @@ impl Actor for FileUpload {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let FileUploadParts { feeder, desk } = self.parts.clone();
-        let total = (feeder.total_credit / SHARE_OF_CREDIT).max(1);
-        let share = Share { credit: Arc::new(Semaphore::new(total)), total };
+        let streams = feeder.config.streams.len().max(1);
+        let total = (feeder.total_credit * SHARE_OF_CREDIT.0 / SHARE_OF_CREDIT.1 / streams).max(1);
+        let feeders = (0..streams).map(|_| {
+            let share = Share { credit: Arc::new(Semaphore::new(total)), total };
+            Feeder::new(feeder.clone(), self.ears.clone(), Some(share))
+        });
         let processing = Rc::new(Processing {
-            feeder: Feeder::new(feeder.clone(), self.ears.clone(), Some(share)),
+            feeders: feeders.collect(),
             parts: feeder,
             desk,
-            accepted: self.accepted.clone(),
+            wake: self.wake.clone(),
             under_way: RefCell::default(),
+            ended: RefCell::default(),
             waiting: RefCell::default(),
         });
-        let alive = processing.clone();
+        let (to_feed, found) = mpsc::unbounded_channel();
+        let [alive, looking, sweeping] = [0; 3].map(|_| processing.clone());
         ctx.spawn(async move { alive.desk.stay_known().await }.into_actor(self));
-        ctx.spawn(async move { processing.run().await }.into_actor(self));
+        ctx.spawn(async move { looking.look(to_feed).await }.into_actor(self));
+        ctx.spawn(async move { sweeping.sweep().await }.into_actor(self));
+        ctx.spawn(async move { processing.feed_all(found).await }.into_actor(self));
     }
 }
 
@@ -134,53 +145,40 @@ impl Handler<FileAccepted> for FileUpload {
 
     fn handle(&mut self, accepted: FileAccepted, _: &mut Self::Context) {
         tracing::debug!(upload = accepted.upload_id, "a file waits");
-        self.accepted.notify_one();
+        self.wake.notify_one();
     }
 }
 
 struct Processing {
     parts: FeederParts,
     desk: Arc<UploadDesk>,
-    feeder: Feeder,
-    accepted: Rc<Notify>,
-    /// Ids of the uploads that are fed now.
-    under_way: RefCell<HashSet<String>>,
+    /// By the stream's index.
+    feeders: Vec<Feeder>,
+    /// A file was accepted, or another one ended.
+    wake: Rc<Notify>,
+    /// Ids of the uploads that are fed now, and their streams.
+    under_way: RefCell<HashMap<String, String>>,
+    /// Those that ended since the last look began: what it finds may be older.
+    ended: RefCell<HashSet<String>>,
     /// When those that could not go on are tried again: they hold up nobody.
     waiting: RefCell<HashMap<String, Instant>>,
 }
 
 impl Processing {
-    /// Feeds the files of this node, a few at a time, the oldest first.
-    async fn run(&self) {
-        let parallel = self.parts.config.uploads.parallel;
-        let mut feeding = FuturesUnordered::new();
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        let mut look = tokio::time::interval(LOOK_EVERY);
+    /// Looks for files of this node that may be fed, a few of each stream at a time, the oldest first.
+    async fn look(&self, to_feed: mpsc::UnboundedSender<Unfinished>) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
-                () = self.accepted.notified() => {}
-                _ = look.tick() => {}
-                Some(()) = feeding.next() => {}
-                _ = sweep.tick() => {
-                    if let Err(error) = self.desk.sweep().await {
-                        let error = format!("{error:#}");
-                        tracing::debug!(error, "the spool is not swept; it will be later");
-                    }
-                    continue;
-                }
+                () = self.wake.notified() => {}
+                _ = tick.tick() => {}
             }
-            if feeding.len() >= parallel {
-                continue;
-            }
+            self.ended.borrow_mut().clear();
             match self.desk.unfinished().await {
                 Ok(uploads) => {
-                    for upload in uploads {
-                        if feeding.len() >= parallel {
-                            break;
-                        }
-                        if self.may_begin(&upload.upload_id) {
-                            feeding.push(self.process(upload));
-                        }
+                    for upload in uploads.into_iter().filter(|upload| self.may_begin(upload)) {
+                        // The feeding ends with the actor, as this does.
+                        let _ = to_feed.send(upload);
                     }
                 }
                 Err(error) => {
@@ -190,10 +188,43 @@ impl Processing {
         }
     }
 
-    /// Whether an upload is not under way and not waiting; it is under way then.
-    fn may_begin(&self, id: &str) -> bool {
-        let due = self.waiting.borrow().get(id).is_none_or(|until| *until <= Instant::now());
-        due && self.under_way.borrow_mut().insert(id.to_owned())
+    /// Feeds what was found.
+    async fn feed_all(&self, mut found: mpsc::UnboundedReceiver<Unfinished>) {
+        let mut feeding = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(upload) = found.recv() => feeding.push(self.process(upload)),
+                Some(()) = feeding.next() => self.wake.notify_one(),
+                else => return,
+            }
+        }
+    }
+
+    async fn sweep(&self) {
+        let mut tick = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            tick.tick().await;
+            if let Err(error) = self.desk.sweep().await {
+                let error = format!("{error:#}");
+                tracing::debug!(error, "the spool is not swept; it will be later");
+            }
+        }
+    }
+
+    /// Whether an upload is not under way and not waiting, and its stream has a place; it is under way
+    /// then.
+    fn may_begin(&self, Unfinished { upload_id, stream, .. }: &Unfinished) -> bool {
+        let due = self.waiting.borrow().get(upload_id).is_none_or(|until| *until <= Instant::now());
+        let mut under_way = self.under_way.borrow_mut();
+        let begins = due
+            && !self.ended.borrow().contains(upload_id)
+            && !under_way.contains_key(upload_id)
+            && under_way.values().filter(|other| *other == stream).count()
+                < self.parts.config.uploads.parallel;
+        if begins {
+            under_way.insert(upload_id.clone(), stream.clone());
+        }
+        begins
     }
 
     async fn process(&self, upload: Unfinished) {
@@ -219,6 +250,7 @@ impl Processing {
             }
         }
         self.waiting.borrow_mut().remove(&id);
+        self.ended.borrow_mut().insert(id.clone());
         self.under_way.borrow_mut().remove(&id);
     }
 
@@ -231,6 +263,6 @@ impl Processing {
         let source = SourceName(upload.source.as_str().into());
         let feed = Feed { stream, source, total: upload.rows };
         let mut rows = FileRows::new(self.desk.clone(), upload, stream);
-        self.feeder.feed(&feed, &mut rows).await
+        self.feeders[stream].feed(&feed, &mut rows).await
     }
 }

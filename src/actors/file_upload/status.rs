@@ -99,6 +99,21 @@ pub async fn find(redis: &RedisLink, keys: &Keys, which: &Which) -> anyhow::Resu
     Ok(rows(&batches).next().map(found))
 }
 
+/// Uploads by their ids; unknown ones are missing.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub async fn find_all(
+    redis: &RedisLink,
+    keys: &Keys,
+    ids: &[String],
+) -> anyhow::Result<Vec<Found>> {
+    let names = ids.iter().map(|id| quoted(id)).collect::<Vec<_>>().join(", ");
+    let condition = format!("u.upload_id IN ({names})");
+    let batches = select(redis, keys, find_sql(&condition, ids.len())).await?;
+    Ok(rows(&batches).map(found).collect())
+}
+
 /// The newest uploads.
 ///
 /// # Errors
@@ -227,6 +242,7 @@ mod tests {
         assert_eq!((status.rows, status.rows_done, status.size), (5, 3, 9));
         assert_eq!((status.kept, status.dead_letters, status.filtered), (1, 1, 1));
         assert!(asked(&find_sql("u.upload_id = 'other'", 1)).is_empty());
+        assert_eq!(asked(&find_sql("u.upload_id IN ('other', 'i')", 2))[0].num_rows(), 1);
         assert_eq!(asked(&unfinished_sql("n"))[0].num_rows(), 1);
         assert!(asked(&unfinished_sql("other")).is_empty());
         let behind = asked(&behind_sql());

@@ -1,7 +1,7 @@
 //! Streams whose batches pile up before Python — one that is paused, waits for its script, or is slow —
 //! stand still in Kafka, so that the pool of bytes in flight is left to the others.
 //!
-//! | batches of the stream that wait | flows now | stands now |
+//! | live batches of the stream that wait | flows now | stands now |
 //! |---|---|---|
 //! | more than its share of the pool | stands | stands |
 //! | more than half of its share | flows | stands |

@@ -7,6 +7,7 @@
 use super::{
     METER, PythonWorkerSupervisor,
     job::Job,
+    queue::Queue,
     slot::{LaneKey, News},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 };
 use actix::{AsyncContext, Context, SpawnHandle};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ pub(super) const TURN: Duration = Duration::from_secs(1);
 /// The batches of one stream that run under one version. Its workers are in the slot.
 #[derive(Default)]
 pub(super) struct Lane {
-    pub queue: VecDeque<EventBatch>,
+    pub(super) queue: Queue<EventBatch>,
     /// Questions for a worker that are not answered yet.
     pub(super) wants: Vec<(u64, SpawnHandle)>,
     pub(super) retry_at: Option<Instant>,
@@ -80,7 +81,7 @@ impl PythonWorkerSupervisor {
             && let Some(lane) = self.lanes.get_mut(key)
             && !lane.queue.is_empty()
             && let Some((shift, worker)) = self.parts.workers.take(key)
-            && let Some(batch) = lane.queue.pop_front()
+            && let Some(batch) = lane.queue.pop()
         {
             let job = Job {
                 config: self.config.clone(),
@@ -122,7 +123,7 @@ impl PythonWorkerSupervisor {
         for stream in 0..self.config.streams.len() {
             let own = self.lanes.iter().filter(|(key, _)| key.stream == stream);
             let bytes = own
-                .flat_map(|(_, lane)| &lane.queue)
+                .flat_map(|(_, lane)| lane.queue.live())
                 .map(|batch| batch.bytes() + batch.rows() * RECORD_OVERHEAD)
                 .sum();
             self.parts.holds.piled_up(stream, bytes);
@@ -210,7 +211,7 @@ impl PythonWorkerSupervisor {
     /// A batch must run once more, before what came after it. Its lane may be another by now.
     fn put_back(&mut self, batch: EventBatch) -> LaneKey {
         let key = self.lane_of(&batch);
-        self.lanes.entry(key.clone()).or_default().queue.push_front(batch);
+        self.lanes.entry(key.clone()).or_default().queue.push_front(batch.urgency(), batch);
         key
     }
 

@@ -45,6 +45,7 @@ mod hiring;
 mod isolation;
 mod job;
 mod lanes;
+mod queue;
 mod rehearsal;
 mod runner;
 mod scripts;
@@ -217,7 +218,7 @@ impl Handler<EventBatch> for PythonWorkerSupervisor {
             return;
         }
         let key = self.lane_of(&batch);
-        self.lanes.entry(key.clone()).or_default().queue.push_back(batch);
+        self.lanes.entry(key.clone()).or_default().queue.push_back(batch.urgency(), batch);
         self.dispatch(&key, ctx);
     }
 }

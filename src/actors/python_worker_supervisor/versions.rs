@@ -3,6 +3,7 @@
 use super::{
     METER, PythonWorkerSupervisor,
     lanes::short,
+    queue::Queue,
     slot::{Canary, LaneKey, RollBack},
     status::lock,
 };
@@ -61,11 +62,11 @@ impl PythonWorkerSupervisor {
             }
             let Some(lane) = self.lanes.get_mut(&lane) else { continue };
             lane.retry_at = None;
-            batches.extend(std::mem::take(&mut lane.queue));
+            batches.extend(std::mem::take(&mut lane.queue).into_items());
         }
         for batch in batches {
             let lane = self.lane_of(&batch);
-            self.lanes.entry(lane).or_default().queue.push_back(batch);
+            self.lanes.entry(lane).or_default().queue.push_back(batch.urgency(), batch);
         }
         let lanes: Vec<LaneKey> =
             self.lanes.keys().filter(|lane| lane.stream == stream).cloned().collect();
@@ -83,7 +84,10 @@ impl PythonWorkerSupervisor {
         self.lost_versions.insert(pin);
         let moved = self.lanes.get_mut(key).map(|lane| std::mem::take(&mut lane.queue));
         let current = LaneKey::current(key.stream);
-        self.lanes.entry(current.clone()).or_default().queue.extend(moved.into_iter().flatten());
+        let queue = &mut self.lanes.entry(current.clone()).or_default().queue;
+        for batch in moved.into_iter().flat_map(Queue::into_items) {
+            queue.push_back(batch.urgency(), batch);
+        }
         self.dispatch(key, ctx);
         self.dispatch(&current, ctx);
     }

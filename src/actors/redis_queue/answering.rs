@@ -324,7 +324,7 @@ async fn replay(
                     })
                     .map(|NewestValue { value, token_number, .. }| (value, *token_number))
                     .collect();
-                online::restore(&mut connection, &keys, &generation, &critical).await?
+                online::restore(&connection, &keys, &generation, &critical).await?
             }
             Piece::Repairs(repairs) => {
                 online::repair(&mut connection, &keys, &generation, &repairs).await?

@@ -15,7 +15,7 @@ use crate::{
     },
     protocol::{
         apply::Decision,
-        source::{OpenReply, SourceName},
+        source::{OpenReply, SourceName, Urgency},
         ticket::Ticket,
         window::{PartRange, SendWindows},
     },
@@ -31,7 +31,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 
@@ -39,6 +39,8 @@ pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 const LOOK_AFTER: Duration = Duration::from_secs(3);
 /// How long an unanswered open is remembered.
 const OPEN_KEPT: Duration = Duration::from_secs(120);
+/// Bulk batches that may stand on the queue unanswered: some in the store's hands and one behind.
+const BULK_AHEAD: usize = 3;
 /// How often an acknowledgement is offered to a KafkaIngest that is between two lives.
 const ACK_TRIES: u32 = 100;
 
@@ -82,11 +84,16 @@ pub struct RedisQueue {
     config: Arc<Config>,
     keys: Keys,
     parts: QueueParts,
-    windows: SendWindows<Outgoing>,
+    /// By urgency: files do not hold up what is live.
+    windows: [SendWindows<Outgoing>; Urgency::ALL.len()],
     unanswered: HashMap<u64, Unanswered>,
     last_round: u64,
     to_queue: Option<mpsc::UnboundedSender<ToQueue>>,
-    commands: Option<ConnectionManager>,
+    /// Connections for online writes, by urgency: one's calls do not wait behind the other's.
+    online: [Option<ConnectionManager>; Urgency::ALL.len()],
+    /// Bulk parts become online one after the other: putting their calls together takes this actor's
+    /// thread.
+    bulk_turn: Arc<Semaphore>,
 }
 
 /// The fields of an entry, shared by its first and any further sending.
@@ -153,12 +160,13 @@ impl RedisQueue {
             keys: Keys::new(&config.node.namespace),
             config,
             parts,
-            windows: SendWindows::default(),
+            windows: Default::default(),
             unanswered: HashMap::new(),
             // Rounds of an earlier instance must not be taken for ours.
             last_round: u64::from(rand::random::<u32>()) << 32,
             to_queue: None,
-            commands: None,
+            online: [None, None],
+            bulk_turn: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -168,12 +176,30 @@ impl RedisQueue {
 
     /// Puts everything whose turn it is on the queue.
     fn pump(&mut self) {
-        while let Some(Outgoing { fields, parts, rows }) = self.windows.next_sendable() {
-            METER.sent(rows);
-            let sources = parts.iter().map(|p| p.range.source.clone()).collect();
-            self.enqueue(fields, true, parts, sources);
+        for urgency in Urgency::ALL {
+            while self.has_room(urgency)
+                && let Some(Outgoing { fields, parts, rows }) =
+                    self.windows[urgency as usize].next_sendable()
+            {
+                METER.sent(rows);
+                let sources = parts.iter().map(|p| p.range.source.clone()).collect();
+                self.enqueue(fields, true, parts, sources);
+            }
         }
-        METER.queue_depth(self.windows.waiting() + self.unanswered.len());
+        let waiting: usize = self.windows.iter().map(SendWindows::waiting).sum();
+        METER.queue_depth(waiting + self.unanswered.len());
+    }
+
+    /// Whether another batch may stand on the queue: what is live waits behind few of the others.
+    fn has_room(&self, urgency: Urgency) -> bool {
+        let is_bulk = |u: &&Unanswered| {
+            u.fields.is_some() && u.sources.iter().any(|s| s.urgency() == Urgency::Bulk)
+        };
+        urgency == Urgency::Live || self.unanswered.values().filter(is_bulk).count() < BULK_AHEAD
+    }
+
+    fn windows(&mut self, source: &SourceName) -> &mut SendWindows<Outgoing> {
+        &mut self.windows[source.urgency() as usize]
     }
 
     fn enqueue(
@@ -235,7 +261,7 @@ impl RedisQueue {
     /// What was read of a source under its present token no longer counts: it blocks nobody. An
     /// open that is unanswered for very long has left the queue.
     fn close(&mut self, source: &SourceName) {
-        self.windows.close(source);
+        self.windows(source).close(source);
         self.parts.durable.close(source);
         self.unanswered.retain(|_, u| {
             u.fields.is_some() || !u.sources.contains(source) || u.sent_at.elapsed() < OPEN_KEPT
@@ -244,7 +270,7 @@ impl RedisQueue {
     }
 
     fn settle(&mut self, part: SentPart, verdict: PartVerdict, ctx: &mut Context<Self>) {
-        self.windows.answered(&part.range);
+        self.windows(&verdict.source).answered(&part.range);
         if verdict.decision.is_ok() {
             self.parts.durable.advance(&verdict.source, verdict.next_pos);
             part.ticket.settle();
@@ -263,7 +289,7 @@ impl RedisQueue {
                 self.parts.spool.doubt();
             }
             // The ticket is dropped unsettled, which makes the source open again.
-            self.windows.lost(&part.range);
+            self.windows(&verdict.source).lost(&part.range);
             tracing::warn!(
                 source = %verdict.source,
                 from = part.range.from,
@@ -277,7 +303,7 @@ impl RedisQueue {
 
     /// Looks for writes that are unanswered for long, and sends again those that left the queue.
     fn look(&mut self, ctx: &mut Context<Self>) {
-        let Some(mut connection) = self.commands.clone() else { return };
+        let Some(mut connection) = self.online[Urgency::Live as usize].clone() else { return };
         let old: Vec<(u64, String)> = self
             .unanswered
             .iter()
@@ -350,9 +376,15 @@ impl Actor for RedisQueue {
             put_on_queue(redis.clone(), self.keys.queue(), replies.clone(), entries, ctx.address());
         ctx.spawn(putting.into_actor(self));
         ctx.spawn(listen(redis.clone(), replies, ctx.address()).into_actor(self));
-        let redis = redis.clone();
-        let connecting = async move { redis.manager_at_last().await };
-        ctx.spawn(connecting.into_actor(self).map(|c, actor, _| actor.commands = Some(c)));
+        for urgency in Urgency::ALL {
+            let redis = redis.clone();
+            let connecting = async move { redis.manager_at_last().await };
+            ctx.spawn(
+                connecting
+                    .into_actor(self)
+                    .map(move |c, actor, _| actor.online[urgency as usize] = Some(c)),
+            );
+        }
         ctx.run_interval(Duration::from_secs(1), Self::look);
     }
 }
@@ -386,14 +418,17 @@ impl Handler<FeatureBatch> for RedisQueue {
         let generation = self.generation();
         let (parts, keys) = (self.parts.clone(), self.keys.clone());
         let stream = self.config.streams[batch.stream].name.clone();
-        let connection = self.commands.clone();
+        let urgency = batch.urgency();
+        let connection = self.online[urgency as usize].clone();
+        let bulk_turn = self.bulk_turn.clone();
         let preparing = async move {
             let connection = match connection {
                 Some(connection) => connection,
                 None => parts.redis.manager_at_last().await,
             };
             let mut asking = connection.clone();
-            let written = write_online(batch, connection, &keys, &generation, &parts.durable);
+            let turn = (urgency == Urgency::Bulk).then_some(&*bulk_turn);
+            let written = write_online(batch, connection, turn, &keys, &generation, &parts.durable);
             let batch = match written.await {
                 Ok(batch) => batch,
                 Err(changed) => {
@@ -418,7 +453,7 @@ impl Handler<FeatureBatch> for RedisQueue {
         ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
             Ok(Some((ranges, outgoing))) => {
                 METER.worked(started);
-                actor.windows.push(ranges, outgoing);
+                actor.windows[urgency as usize].push(ranges, outgoing);
                 actor.pump();
             }
             Ok(None) => {}
@@ -454,7 +489,7 @@ impl Handler<Answered> for RedisQueue {
         match answer.reply {
             QueueReply::Opened { source, reply } => {
                 if let OpenReply::Opened { token, next_pos, .. } = &reply {
-                    self.windows.opened(source.clone(), *token, *next_pos);
+                    self.windows(&source).opened(source.clone(), *token, *next_pos);
                     self.parts.durable.opened(source.clone(), *next_pos);
                 }
                 self.tell_ingest(SourceOpened { source, reply }, 1, ctx);

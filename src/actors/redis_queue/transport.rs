@@ -9,13 +9,14 @@ use super::{
 use crate::{
     messages::{FeatureBatch, FeaturePart},
     online::{self, OnlineOutcome, Promise},
+    protocol::source::Urgency,
     queue::{self, Keys, RETRY, RedisLink, decode_reply},
     telemetry::{self, catalogue as m},
 };
 use actix::Addr;
 use redis::{Value, aio::ConnectionManager};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// How long one look for an answer waits.
 const LISTEN: Duration = Duration::from_secs(5);
@@ -27,12 +28,14 @@ const SETTLING: Duration = Duration::from_millis(5);
 /// Writes a batch's critical features online. Gives the batch back without the parts whose token
 /// is not the current one: either the source has another owner, or Redis lost the token, and only
 /// opening it again can tell. Going on to DuckDB with them would leave the online value behind.
+/// With a `turn`, parts are written one after the other.
 ///
 /// # Errors
 /// When Redis is not the Redis it was; the whole batch must be read again.
 pub(super) async fn write_online(
     mut batch: FeatureBatch,
     connection: ConnectionManager,
+    turn: Option<&Semaphore>,
     keys: &Keys,
     generation: &str,
     durable: &DurablePositions,
@@ -41,10 +44,10 @@ pub(super) async fn write_online(
     let script_sha256 = batch.script_sha256.clone();
     // Side by side: while Redis works on one part, the next one is put together.
     let writing = std::mem::take(&mut batch.parts).into_iter().map(|part| {
-        let (mut connection, script_sha256) = (connection.clone(), &script_sha256);
+        let (connection, script_sha256) = (&connection, &script_sha256);
         async move {
             let outcome =
-                write_part(&mut connection, keys, generation, &part, script_sha256, durable).await;
+                write_part(connection, turn, keys, generation, &part, script_sha256, durable).await;
             (part, outcome)
         }
     });
@@ -75,7 +78,8 @@ pub(super) struct GenerationChanged;
 /// Waits until what another script version made before the part is durable; a source that was closed
 /// meanwhile is read again.
 async fn write_part(
-    connection: &mut ConnectionManager,
+    connection: &ConnectionManager,
+    turn: Option<&Semaphore>,
     keys: &Keys,
     generation: &str,
     part: &FeaturePart,
@@ -87,7 +91,16 @@ async fn write_part(
         let known = durable.get(source);
         let settled = known.is_some_and(|at| part.from <= at);
         let promise = Promise { to: part.to, script_sha256, settled };
-        match online::write(connection, keys, generation, source, token, &promise, values).await {
+        // Not kept while it waits: what must become durable first may wait for the turn, too. Nobody
+        // closes the semaphore.
+        let permit = match turn {
+            Some(turn) => turn.acquire().await.ok(),
+            None => None,
+        };
+        let written =
+            online::write(connection, keys, generation, source, token, &promise, values).await;
+        drop(permit);
+        match written {
             Ok(OnlineOutcome::Early) if known.is_some() => tokio::time::sleep(SETTLING).await,
             Ok(outcome) => return outcome,
             Err(error) => {
@@ -102,7 +115,7 @@ async fn write_part(
 fn observe(part: &FeaturePart) {
     // A replayed record is old by nature, a row of a file waits for its turn: neither says how fast the
     // way is.
-    if part.online.is_empty() || part.source.is_replay() || part.source.is_upload() {
+    if part.online.is_empty() || part.source.urgency() == Urgency::Bulk {
         return;
     }
     let now = chrono::Utc::now().timestamp_micros();

@@ -17,8 +17,8 @@ use polars::prelude::{
     SerReader, StringChunked,
 };
 
-use super::super::text;
 use super::{MAX_RECORD_BYTES, ReplayError, ReplayOptions, Row};
+use crate::text;
 
 /// A block is cut at the first record that ends beyond this size.
 const BLOCK_BYTES: usize = 4 << 20;

@@ -190,7 +190,7 @@ fn key_index(
 fn json_prefixes(columns: &[String]) -> Vec<Vec<u8>> {
     let prefix = |(index, name): (usize, &String)| {
         let mut prefix = vec![if index == 0 { b'{' } else { b',' }];
-        super::text::push_string(&mut prefix, name);
+        crate::text::push_string(&mut prefix, name);
         prefix.push(b':');
         prefix
     };

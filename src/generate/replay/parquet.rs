@@ -10,8 +10,8 @@ use polars::prelude::{
     SerReader, Series, TimeUnit,
 };
 
-use super::super::text;
 use super::{ReplayError, ReplayOptions, Row};
+use crate::text;
 
 /// How much of a row group is held at a time, by the uncompressed size that the file states.
 const SLICE_BYTES: usize = 32 << 20;

@@ -1,4 +1,4 @@
-//! JSON by hand: numbers, strings and times appended to a byte buffer, without a value tree.
+//! Numbers, strings and times as text, appended to a byte buffer: for what is written a million times.
 
 /// Appends `value` in decimal.
 pub(crate) fn push_u64(buf: &mut Vec<u8>, mut value: u64) {
