@@ -17,7 +17,7 @@ PYTHON := .venv/bin/python
 SAY := printf '%s\n' >&2
 # Empty, or the feature that compiles DuckDB in; the set-up writes it, so it is read late.
 FEATURES = $$(cat .cargo/features 2>/dev/null || true)
-PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dashboards/tests)
+PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dashboards/tests tests/asof)
 SHELL_SCRIPTS = $(wildcard scripts/*.sh .ci/run examples/*/*.sh benches/*.sh benches/*/*.sh)
 
 help: ## list the commands
