@@ -75,6 +75,36 @@ impl ClientArgs {
         self.answer(request).await
     }
 
+    /// Posts an Arrow IPC stream; the answer's body comes as it is made.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] when no node answers there in time, and what the node refuses as
+    /// [`Answer::done`] says.
+    pub async fn post_arrow(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<reqwest::Response, Failure> {
+        let url = reqwest::Url::parse_with_params(&format!("http://{}{path}", self.http), query)
+            .map_err(anyhow::Error::from)?;
+        let request = client(deadline)?
+            .post(url)
+            .header("content-type", "application/vnd.apache.arrow.stream")
+            .body(body);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.map_err(|error| self.unreachable(&error))?.to_vec();
+        Err(match (Answer { ok: false, refused: status.is_client_error(), body }).done() {
+            Err(failure) => failure,
+            Ok(_) => Failure::Runtime(anyhow::anyhow!("{status}")),
+        })
+    }
+
     /// Gets, and waits for the answer.
     ///
     /// # Errors
@@ -91,25 +121,26 @@ impl ClientArgs {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
-        let unreachable = |error: reqwest::Error| {
-            // What it was asked it may have begun.
-            let is_late = error.is_timeout() && !error.is_connect();
-            Failure::Unreachable(match is_late {
-                true => format!(
-                    "the node at http://{} has not answered in time; it may still do what it was asked",
-                    self.http
-                ),
-                false => format!(
-                    "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
-                     with --http",
-                    self.http
-                ),
-            })
-        };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
-        let body = response.bytes().await.map_err(unreachable)?.to_vec();
+        let body = response.bytes().await.map_err(|error| self.unreachable(&error))?.to_vec();
         Ok(Answer { ok: status.is_success(), refused: status.is_client_error(), body })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        // What it was asked it may have begun.
+        let is_late = error.is_timeout() && !error.is_connect();
+        Failure::Unreachable(match is_late {
+            true => format!(
+                "the node at http://{} has not answered in time; it may still do what it was asked",
+                self.http
+            ),
+            false => format!(
+                "no node answers at http://{} ({error}): start one with `millstream run`, or name its address \
+                 with --http",
+                self.http
+            ),
+        })
     }
 }
 

@@ -110,7 +110,7 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 }
 
 /// A cell: text as it is, long text cut.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

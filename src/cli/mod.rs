@@ -7,10 +7,12 @@ mod client;
 mod demo;
 mod dlq;
 mod failure;
+mod features;
 mod generate;
 mod query;
 mod run;
 mod sources;
+mod trace;
 mod transforms;
 mod upload;
 mod verify;
@@ -42,6 +44,10 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Send files of events to a node, and wait until their rows have landed.
     Upload(upload::UploadArgs),
+    /// Values of features: the newest, from Redis.
+    Features(features::FeaturesArgs),
+    /// Where an event went: source, batch, script, values or dead letter, times.
+    Trace(trace::TraceArgs),
     /// Ask DuckDB one SELECT, through the running node.
     Query(query::QueryArgs),
     /// Audit ledger, tables, online store and offsets.
@@ -136,6 +142,8 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::run(args).await,
             Command::Generate(args) => generate::generate(args).await,
             Command::Upload(args) => upload::upload(args).await,
+            Command::Features(args) => features::features(args).await,
+            Command::Trace(args) => trace::trace(args).await,
             Command::Query(args) => query::query(args).await,
             Command::Verify(args) => verify::verify(args).await,
             Command::Sources(args) => sources::sources(args).await,

@@ -71,6 +71,9 @@ pub struct StreamConfig {
     /// Which features go to Redis: names, or globs with `*`.
     #[serde(default)]
     pub critical: Vec<String>,
+    /// Seconds that a value read online may be old, unless the question says otherwise; none: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_s: Option<u64>,
     /// Zone of timestamps that carry none; only `"UTC"`. Without it such timestamps are refused.
     #[serde(default)]
     pub timezone: Option<String>,
@@ -110,6 +113,7 @@ impl StreamConfig {
                 required: Vec::new(),
                 created_at: created_at(),
                 critical: Vec::new(),
+                max_age_s: None,
                 timezone: None,
                 future_tolerance_s: future_tolerance_s(),
                 params: serde_json::Map::new(),

@@ -5,6 +5,7 @@
 //! of its own. Each carries the tickets of its positions and a share of the bounded credit pool,
 //! so that a message that is dropped gives its credit back and has its positions read again.
 
+mod as_of;
 mod batch;
 mod control;
 mod dead_letter;
@@ -17,6 +18,7 @@ mod source;
 mod upload;
 mod write;
 
+pub use as_of::{AsOfRequest, Watermark, as_of_answer_schema, question_schema};
 pub use batch::{EventBatch, SourceBatch};
 pub use control::Drain;
 pub use dead_letter::{

@@ -2,6 +2,7 @@
 
 use super::features::OnlineValue;
 use super::{
+    as_of::AsOfRequest,
     replay::RegisterReplay,
     script::{NoteScript, ScriptNoted},
     upload::{RegisterUpload, UploadRegistered},
@@ -312,6 +313,8 @@ pub enum ReadRequest {
         /// All batches, not only those since the last clean audit.
         full: bool,
     },
+    /// Questions about the past; they travel as rows beside the request.
+    AsOf(AsOfRequest),
 }
 
 /// What a read gives.
@@ -321,6 +324,8 @@ pub enum ReadReply {
     Arrow,
     /// A JSON text follows.
     Json,
+    /// An Arrow IPC stream follows, and another answer after it.
+    Piece,
     /// Why it was refused or failed; the kind decides the HTTP status.
     Failed {
         /// The client's fault rather than the store's.

@@ -21,6 +21,7 @@ use crate::{
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     messages::{Drain, ReadReply, ReadRequest},
+    online::read::OnlineReader,
     protocol::source::{AdoptAt, SourceName},
     queue::{Keys, RedisLink},
     store::audit::{Audit, Check},
@@ -82,6 +83,8 @@ pub struct NodeView {
     pub ingest: Option<Arc<PollThread>>,
     /// Where replays of dead letters are asked for, on a `process` node.
     pub replays: Option<Arc<ReplayDesk>>,
+    /// Reads newest values.
+    pub online: Option<Arc<OnlineReader>>,
     /// Where versions of scripts are deployed, on a `process` node.
     pub scripts: Option<Arc<DeployDesk>>,
     /// The workers of a `process` node.
@@ -203,9 +206,10 @@ impl NodeView {
         .await?
     }
 
-    /// DuckDB's position of each Kafka source, by its name.
+    /// DuckDB's position of each Kafka source and each upload, by its name.
     async fn next_positions(&self) -> anyhow::Result<HashMap<String, i64>> {
-        let sql = "SELECT source, next_pos FROM sources WHERE source LIKE 'kafka:%' \
+        let sql = "SELECT source, next_pos FROM sources \
+                   WHERE source LIKE 'kafka:%' OR source LIKE 'upload:%' \
                    QUALIFY source_no = max(source_no) OVER (PARTITION BY source)";
         let batches = redis_queue::select(self.redis()?, &self.keys, sql.into()).await?;
         let found = redis_queue::rows(&batches);
@@ -213,19 +217,27 @@ impl NodeView {
         Ok(positions)
     }
 
-    /// Waits until DuckDB holds everything that the topics hold and every row of every upload,
-    /// whichever nodes read them.
+    /// Waits until DuckDB holds what the topics hold now and every row of the uploads that are
+    /// registered now, whichever nodes read them. What comes meanwhile is not waited for.
     ///
     /// # Errors
     /// When that is not so within `deadline`; the message names what is behind.
     pub async fn wait_caught_up(&self, deadline: Duration) -> anyhow::Result<()> {
         let ingest = self.ingest.clone().context("this node has no role `process`")?;
         let until = Instant::now() + deadline;
+        let mut accepted = None;
         loop {
-            let behind = match self.behind(&ingest).await {
+            let looking = async {
+                let accepted = match &accepted {
+                    Some(accepted) => accepted,
+                    None => &*accepted.insert(self.accepted(&ingest).await?),
+                };
+                self.behind(accepted).await
+            };
+            let behind = match looking.await {
                 Ok(None) => return Ok(()),
                 Ok(Some(behind)) => behind,
-                // A store that is being started again is behind, too.
+                // A broker or a store that is being started again is behind, too.
                 Err(error) => format!("{error:#}"),
             };
             if Instant::now() > until {
@@ -235,27 +247,35 @@ impl NodeView {
         }
     }
 
-    /// The first source of which DuckDB does not hold everything.
-    async fn behind(&self, ingest: &Arc<PollThread>) -> anyhow::Result<Option<String>> {
-        if let Some(upload) = file_upload::status::behind(self.redis()?, &self.keys).await? {
-            return Ok(Some(upload));
-        }
-        let positions = self.next_positions().await?;
+    /// Sources, and the positions that their records have now.
+    async fn accepted(&self, ingest: &Arc<PollThread>) -> anyhow::Result<Vec<(String, i64)>> {
+        let mut accepted = file_upload::status::not_landed(self.redis()?, &self.keys).await?;
         let (consumer, config) = (ingest.consumer(), self.config.clone());
-        tokio::task::spawn_blocking(move || {
+        let topics = tokio::task::spawn_blocking(move || {
+            let mut topics = Vec::new();
             for stream in &config.streams {
                 for partition in partitions_of(&consumer, &stream.topic)? {
                     let (low, high) = kafka::watermarks(&consumer, &stream.topic, partition)?;
                     let source = SourceName::kafka(&stream.name, &stream.topic, partition);
-                    let at = positions.get(source.0.as_ref()).copied().unwrap_or(low);
-                    if at < high {
-                        return Ok(Some(format!("{source} is at {at} of {high}")));
+                    if low < high {
+                        topics.push((source.0.as_ref().to_owned(), high));
                     }
                 }
             }
-            Ok(None)
-        })
-        .await?
+            anyhow::Ok(topics)
+        });
+        accepted.extend(topics.await??);
+        Ok(accepted)
+    }
+
+    /// The first source of which DuckDB does not hold as much.
+    async fn behind(&self, accepted: &[(String, i64)]) -> anyhow::Result<Option<String>> {
+        let positions = self.next_positions().await?;
+        let behind = accepted.iter().find_map(|(source, to)| {
+            let at = positions.get(source).copied().unwrap_or(0);
+            (at < *to).then(|| format!("{source} is at {at} of {to}"))
+        });
+        Ok(behind)
     }
 
     async fn redis_problem(&self) -> Option<String> {

@@ -21,6 +21,7 @@ use crate::{
     embedded::{EmbeddedKafka, EmbeddedRedis},
     kafka::{self, AcknowledgedPositions},
     online::marks,
+    online::read::OnlineReader,
     queue::{self, Keys, ReadingSlot, RedisLink},
     service,
     spool::{self, SharedSpool},
@@ -183,8 +184,10 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
         None
     };
 
+    let online = redis.clone().map(|redis| Arc::new(OnlineReader::new(redis, keys.clone())));
     let view = NodeView {
         keys,
+        online,
         config: config.clone(),
         roles,
         redis,

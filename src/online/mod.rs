@@ -9,6 +9,7 @@
 //! repeated or reordered. A batch is first reduced to the newest value a key.
 
 pub mod marks;
+pub mod read;
 mod repair;
 mod write;
 

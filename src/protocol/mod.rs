@@ -21,6 +21,7 @@
 
 pub mod accumulator;
 pub mod apply;
+pub mod as_of;
 pub mod breaker;
 pub mod generation;
 pub mod lease;
@@ -30,6 +31,7 @@ pub mod plain_writes;
 pub mod quarantine;
 pub mod script_history;
 pub mod source;
+pub mod status;
 pub mod ticket;
 pub mod version;
 pub mod window;

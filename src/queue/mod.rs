@@ -242,6 +242,12 @@ impl Keys {
         self.key("script_events")
     }
 
+    /// Hash of a feature's newest value over all entities.
+    #[must_use]
+    pub fn feature(&self, feature_name: &str) -> String {
+        self.key(&format!("feature:{feature_name}"))
+    }
+
     /// Hash of an entity's newest values, one field a feature.
     #[must_use]
     pub fn entity(&self, entity_id: &str) -> String {

@@ -5,7 +5,8 @@ use crate::{
     messages::{ReadReply, ReadRequest},
     node::NodeView,
     proto::{
-        self, ArrowChunk, QueryRequest, StatusReply, StatusRequest,
+        self, ArrowChunk, OnlineFeaturesReply, OnlineFeaturesRequest, QueryRequest, StatusReply,
+        StatusRequest,
         admin_service_server::{AdminService, AdminServiceServer},
         feature_service_server::{FeatureService, FeatureServiceServer},
         upload_service_server::UploadServiceServer,
@@ -23,6 +24,14 @@ struct Reads(NodeView);
 #[tonic::async_trait]
 impl FeatureService for Reads {
     type QueryStream = BoxStream<'static, Result<ArrowChunk, Status>>;
+
+    async fn get_online_features(
+        &self,
+        request: Request<OnlineFeaturesRequest>,
+    ) -> Result<Response<OnlineFeaturesReply>, Status> {
+        let answer = super::online::get_online_features(&self.0, request.into_inner());
+        Ok(Response::new(answer.await?))
+    }
 
     async fn query(
         &self,

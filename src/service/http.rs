@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// The content type of an Arrow IPC stream.
-const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
+pub(super) const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
 /// The content type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -74,6 +74,9 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         .merge(super::dlq::routes())
         .merge(super::transforms::routes())
         .merge(super::uploads::routes())
+        .merge(super::online::routes())
+        .merge(super::features::routes())
+        .merge(super::historical::routes())
         .with_state(view);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -1,8 +1,11 @@
 //! What a node answers over HTTP (axum) and gRPC (tonic).
 
 mod dlq;
+mod features;
 mod grpc;
+mod historical;
 mod http;
+mod online;
 mod transforms;
 mod uploads;
 

@@ -19,6 +19,7 @@
 //! | [`scripts`] | what happened to each stream's script, and the texts of all versions |
 //! | [`reader`] | one SELECT to an Arrow stream |
 
+pub mod as_of;
 pub mod attempts;
 pub mod audit;
 pub mod chunks;

@@ -32,6 +32,15 @@ pub enum ReadError {
 /// See [`ReadError`].
 pub fn query(connection: &Connection, sql: &str, deadline: Duration) -> Result<Vec<u8>, ReadError> {
     check(connection, sql)?;
+    with_deadline(connection, deadline, || run(connection, sql))
+}
+
+/// Interrupts what is done with the connection when it takes too long.
+pub(super) fn with_deadline<T>(
+    connection: &Connection,
+    deadline: Duration,
+    work: impl FnOnce() -> Result<T, ReadError>,
+) -> Result<T, ReadError> {
     let interrupt = connection.interrupt_handle();
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let watchdog = std::thread::spawn(move || {
@@ -41,7 +50,7 @@ pub fn query(connection: &Connection, sql: &str, deadline: Duration) -> Result<V
         }
         late
     });
-    let result = run(connection, sql);
+    let result = work();
     drop(done);
     let late = watchdog.join().unwrap_or(false);
     match result {

@@ -11,11 +11,13 @@ compile_error!(
     "the integration tests crash nodes at given points: add `--features failpoints`, as `make test` does"
 );
 
+mod as_of;
 mod broker_faults;
 mod consumer_group;
 mod dead_letters;
 mod end_to_end;
 mod exactly_once;
+mod features;
 mod file_check;
 mod judge;
 mod live_swap;

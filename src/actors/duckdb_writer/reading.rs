@@ -3,21 +3,29 @@
 
 use super::thread::Job;
 use crate::{
+    messages::{AsOfRequest, Watermark},
     protocol::source::Position,
     store::{
-        StoreError,
+        StoreError, as_of,
         audit::{Audit, audit, audited_to},
         newest::{NewestValue, Piece, newest_of_part, newest_values, replay},
         reader::{self, ReadError},
         readers::Readers,
     },
 };
+use arrow::{array::RecordBatch, ipc::reader::StreamReader};
 use crossbeam_channel::{Receiver, Sender};
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long one query of a client may take.
 const QUERY_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long questions about the past may take.
+const AS_OF_DEADLINE: Duration = Duration::from_secs(300);
 
 /// The books, and the newest value of every feature.
 pub type Audited = (Audit, Vec<NewestValue>);
@@ -50,6 +58,17 @@ pub enum ReadJob {
         /// The newest value of every feature.
         done: oneshot::Sender<Result<Vec<NewestValue>, StoreError>>,
     },
+    /// Questions about the past.
+    AsOf {
+        /// What is asked.
+        request: AsOfRequest,
+        /// The questions' rows, as an Arrow IPC stream.
+        questions: Vec<u8>,
+        /// A batch of answers a feature; dropping the receiver ends the reading.
+        answers: mpsc::UnboundedSender<RecordBatch>,
+        /// Up to where it looked.
+        done: oneshot::Sender<Result<Watermark, ReadError>>,
+    },
     /// What the online store must hold of batches after one.
     Replay {
         /// That batch.
@@ -62,47 +81,79 @@ pub enum ReadJob {
 /// Answers questions until the last sender of them is gone.
 pub(super) fn read_loop(readers: &Readers, jobs: &Receiver<ReadJob>, writer: &Sender<Job>) {
     while let Ok(job) = jobs.recv() {
-        // Whoever asked may have stopped waiting; then nobody wants the answer.
-        match job {
-            ReadJob::Query { sql, done } => {
-                let answer = readers
-                    .with(|connection| reader::query(connection, &sql, QUERY_DEADLINE))
-                    .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())));
-                let _ = done.send(answer);
+        // A defect, in DuckDB's binding or here, costs its question the answer, and not the thread.
+        let answered = catch_unwind(AssertUnwindSafe(|| answer(readers, job, writer)));
+        if answered.is_err() {
+            tracing::error!("a read of DuckDB panicked");
+        }
+    }
+}
+
+/// Whoever asked may have stopped waiting; then nobody wants the answer.
+fn answer(readers: &Readers, job: ReadJob, writer: &Sender<Job>) {
+    match job {
+        ReadJob::Query { sql, done } => {
+            let answer = readers
+                .with(|connection| reader::query(connection, &sql, QUERY_DEADLINE))
+                .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())));
+            let _ = done.send(answer);
+        }
+        ReadJob::Verify { full, done } => {
+            let found = readers
+                .with(|connection| {
+                    let after = if full { 0 } else { audited_to(connection)? };
+                    Ok((audit(connection, after)?, newest_values(connection)?))
+                })
+                .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
+            if let Ok((books, _)) = &found
+                && books.ok()
+            {
+                // The writer is gone only when the node stops.
+                let _ = writer.send(Job::Audited(books.totals.last_batch_seq));
             }
-            ReadJob::Verify { full, done } => {
-                let found = readers
+            let _ = done.send(found);
+        }
+        ReadJob::Part { source_no, from, to, done } => {
+            let found = readers
+                .with(|connection| newest_of_part(connection, source_no, from, to))
+                .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
+            let _ = done.send(found);
+        }
+        ReadJob::AsOf { request, questions, answers, done } => {
+            let answered = only_batch(&questions).and_then(|questions| {
+                readers
                     .with(|connection| {
-                        let after = if full { 0 } else { audited_to(connection)? };
-                        Ok((audit(connection, after)?, newest_values(connection)?))
+                        let told = |batch| answers.send(batch).is_ok();
+                        as_of::as_of(connection, &questions, &request, AS_OF_DEADLINE, told)
                     })
-                    .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
-                if let Ok((books, _)) = &found
-                    && books.ok()
-                {
-                    // The writer is gone only when the node stops.
-                    let _ = writer.send(Job::Audited(books.totals.last_batch_seq));
-                }
-                let _ = done.send(found);
-            }
-            ReadJob::Part { source_no, from, to, done } => {
-                let found = readers
-                    .with(|connection| newest_of_part(connection, source_no, from, to))
-                    .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
-                let _ = done.send(found);
-            }
-            ReadJob::Replay { after_batch_seq, pieces } => {
-                let replayed = readers
-                    .with(|connection| {
-                        replay(connection, after_batch_seq, |piece| {
-                            pieces.blocking_send(Ok(piece)).is_ok()
-                        })
+                    .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())))
+            });
+            let _ = done.send(answered);
+        }
+        ReadJob::Replay { after_batch_seq, pieces } => {
+            let replayed = readers
+                .with(|connection| {
+                    replay(connection, after_batch_seq, |piece| {
+                        pieces.blocking_send(Ok(piece)).is_ok()
                     })
-                    .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
-                if let Err(error) = replayed {
-                    let _ = pieces.blocking_send(Err(error));
-                }
+                })
+                .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
+            if let Err(error) = replayed {
+                let _ = pieces.blocking_send(Err(error));
             }
         }
+    }
+}
+
+/// The batch of an Arrow IPC stream that has one.
+fn only_batch(bytes: &[u8]) -> Result<RecordBatch, ReadError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        ReadError::Refused(format!("the questions cannot be read: {why}"))
+    };
+    let mut batches = StreamReader::try_new(bytes, None).map_err(|error| refused(&error))?;
+    match (batches.next(), batches.next()) {
+        (Some(Ok(batch)), None) => Ok(batch),
+        (Some(Err(error)), _) => Err(refused(&error)),
+        _ => Err(refused(&"there is not one batch of them")),
     }
 }

@@ -177,27 +177,20 @@ pub async fn unfinished(
     Ok(uploads)
 }
 
-/// A sentence on the oldest upload of which a row is missing, whichever node has its file; `None`:
-/// every upload has landed.
+/// The sources of all uploads of which a row is missing, whichever nodes have their files, with their
+/// rows.
 ///
 /// # Errors
 /// When the store cannot be asked.
-pub async fn behind(redis: &RedisLink, keys: &Keys) -> anyhow::Result<Option<String>> {
-    let batches = select(redis, keys, behind_sql()).await?;
-    Ok(rows(&batches).next().map(|row| {
-        let at = format!("{} is at {} of {}", row.owned(0), row.count(1), row.count(2));
-        match row.text(3) {
-            Some(halted) => format!("{at}: {halted}"),
-            None => at,
-        }
-    }))
+pub async fn not_landed(redis: &RedisLink, keys: &Keys) -> anyhow::Result<Vec<(String, i64)>> {
+    let batches = select(redis, keys, not_landed_sql()).await?;
+    Ok(rows(&batches).map(|row| (row.owned(0), row.int(1).unwrap_or_default())).collect())
 }
 
-fn behind_sql() -> String {
+fn not_landed_sql() -> String {
     format!(
-        "SELECT u.source, coalesce(s.next_pos, 0)::BIGINT, u.rows::BIGINT, s.halted
-         FROM uploads u LEFT JOIN {SOURCES} s ON s.source = u.source
-         WHERE coalesce(s.next_pos, 0) < u.rows ORDER BY u.registered_at, u.upload_id LIMIT 1"
+        "SELECT u.source, u.rows::BIGINT FROM uploads u LEFT JOIN {SOURCES} s ON s.source = u.source
+         WHERE coalesce(s.next_pos, 0) < u.rows ORDER BY u.registered_at, u.upload_id"
     )
 }
 
@@ -245,10 +238,7 @@ mod tests {
         assert_eq!(asked(&find_sql("u.upload_id IN ('other', 'i')", 2))[0].num_rows(), 1);
         assert_eq!(asked(&unfinished_sql("n"))[0].num_rows(), 1);
         assert!(asked(&unfinished_sql("other")).is_empty());
-        let behind = asked(&behind_sql());
-        assert_eq!(
-            rows(&behind).map(|row| (row.count(1), row.count(2))).collect::<Vec<_>>(),
-            [(3, 5)]
-        );
+        let missing = asked(&not_landed_sql());
+        assert_eq!(rows(&missing).map(|row| row.count(1)).collect::<Vec<_>>(), [5]);
     }
 }

@@ -26,7 +26,7 @@ mod transport;
 pub use durable::DurablePositions;
 pub use operator::{adopt, note_script, register_upload, request};
 pub use plain_writes::{Owed, PlainWrites};
-pub use reads::{ask, select, verify_online};
+pub use reads::{Question, ask, select, verify_online};
 pub use rows::{Row, rows};
 pub use sender::{QueueParts, RedisQueue};
 pub use server::RedisQueueServer;

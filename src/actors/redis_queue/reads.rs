@@ -1,25 +1,34 @@
 //! Reads of DuckDB through the queue: the asking side and the serving side.
 //!
-//! A read is an entry of the stream `{ns}:reads` with the fields `to` (the list for the answer) and
-//! `head` (JSON). Its answer is one element: a JSON header line, then the bytes.
+//! A read is an entry of the stream `{ns}:reads` with the fields `to` (the list for the answer),
+//! `head` (JSON) and, for questions about the past, `rows` (an Arrow IPC stream). Its answer is one
+//! element, or several of which all but the last are pieces: a JSON header line, then the bytes.
 
 use super::server::{BLOCK, ensure_group, read_entries};
 use crate::{
     actors::duckdb_writer::{ReadJob, WriterThread},
     config::{Config, StreamConfig},
-    messages::{OnlineValue, ReadReply, ReadRequest},
+    messages::{AsOfRequest, OnlineValue, ReadReply, ReadRequest},
     online,
     protocol::version::Version,
     queue::{self, Keys, RETRY, RedisLink, STORE_GROUP},
     store::{
         audit::{Audit, Check},
         newest::NewestValue,
+        reader::ReadError,
     },
 };
 use anyhow::{Context as _, bail};
-use arrow::{array::RecordBatch, ipc::reader::StreamReader};
-use redis::aio::{ConnectionManager, MultiplexedConnection};
+use arrow::{
+    array::RecordBatch,
+    ipc::{reader::StreamReader, writer::StreamWriter},
+};
+use redis::{
+    AsyncCommands as _,
+    aio::{ConnectionManager, MultiplexedConnection},
+};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 /// Seconds that an answer waits to be fetched.
@@ -27,9 +36,14 @@ const ANSWER_TTL_S: i64 = 120;
 /// How long a check of the online store waits while it is being rebuilt.
 const REBUILD_WAIT: Duration = Duration::from_secs(40);
 /// Reads that one trip takes at most.
-const READS_A_TRIP: usize = 8;
+const READS_A_TRIP: usize = 2;
 /// How long a question of the program itself may take.
 const SELECT_DEADLINE: Duration = Duration::from_secs(60);
+/// Pieces of an answer that may wait to be fetched, and how long they may.
+const PIECES_AHEAD: usize = 2;
+const PIECE_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether they were.
+const PIECE_LOOK: Duration = Duration::from_millis(2);
 /// Keys that one round trip of the online check asks for.
 const ONLINE_A_TRIP: usize = 2_000;
 
@@ -43,33 +57,95 @@ pub async fn ask(
     request: &ReadRequest,
     deadline: Duration,
 ) -> anyhow::Result<(ReadReply, Vec<u8>)> {
-    let reply_to = keys.replies(&format!("read:{}", Uuid::now_v7()));
-    let mut connection =
-        queue::blocking_connection(redis, deadline).await.context("Redis cannot be reached")?;
-    let id: String = redis::cmd("XADD")
-        .arg(keys.reads())
-        .arg("*")
-        .arg("to")
-        .arg(&reply_to)
-        .arg("head")
-        .arg(serde_json::to_vec(request)?)
-        .query_async(&mut connection)
-        .await?;
-    let answer: Option<(String, Vec<u8>)> = redis::cmd("BLPOP")
-        .arg(&reply_to)
-        .arg(deadline.as_secs_f64())
-        .query_async(&mut connection)
-        .await?;
-    let Some((_, bytes)) = answer else {
-        // Nobody will want the answer any more.
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
-        pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
-        let _: redis::RedisResult<()> = pipeline.query_async(&mut connection).await;
-        bail!("no store answered within {deadline:?}: is a node with the role `store` running?");
-    };
-    let end = bytes.iter().position(|b| *b == b'\n').context("the answer has no header")?;
-    Ok((serde_json::from_slice(&bytes[..end])?, bytes[end + 1..].to_vec()))
+    Question::put(redis, keys, request, None, deadline).await?.answer().await
+}
+
+/// A question that was put, and whose answers are waited for.
+pub struct Question {
+    connection: MultiplexedConnection,
+    keys: Keys,
+    id: String,
+    reply_to: String,
+    /// How long each answer may take.
+    patience: Duration,
+    /// Whether the last answer came.
+    is_done: bool,
+}
+
+impl Question {
+    /// Puts a question; `rows` go with it as an Arrow IPC stream.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn put(
+        redis: &RedisLink,
+        keys: &Keys,
+        request: &ReadRequest,
+        rows: Option<Vec<u8>>,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
+        let reply_to = keys.replies(&format!("read:{}", Uuid::now_v7()));
+        let mut connection =
+            queue::blocking_connection(redis, patience).await.context("Redis cannot be reached")?;
+        let mut put = redis::cmd("XADD");
+        put.arg(keys.reads()).arg("*").arg("to").arg(&reply_to);
+        put.arg("head").arg(serde_json::to_vec(request)?);
+        if let Some(rows) = rows {
+            put.arg("rows").arg(rows);
+        }
+        let id = put.query_async(&mut connection).await?;
+        Ok(Self { connection, keys: keys.clone(), id, reply_to, patience, is_done: false })
+    }
+
+    /// The next answer. After [`ReadReply::Piece`] there is another.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or no store does in time.
+    pub async fn answer(&mut self) -> anyhow::Result<(ReadReply, Vec<u8>)> {
+        let answer: Option<(String, Vec<u8>)> = redis::cmd("BLPOP")
+            .arg(&self.reply_to)
+            .arg(self.patience.as_secs_f64())
+            .query_async(&mut self.connection)
+            .await?;
+        let Some((_, bytes)) = answer else {
+            let patience = self.patience;
+            bail!(
+                "no store answered within {patience:?}: is a node with the role `store` running?"
+            );
+        };
+        let end = bytes.iter().position(|b| *b == b'\n').context("the answer has no header")?;
+        let reply = serde_json::from_slice(&bytes[..end])?;
+        self.is_done = !matches!(reply, ReadReply::Piece);
+        Ok((reply, bytes[end + 1..].to_vec()))
+    }
+}
+
+impl Drop for Question {
+    /// Nobody wants the answers any more.
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_done {
+            return;
+        }
+        let (mut connection, keys) = (self.connection.clone(), self.keys.clone());
+        let (id, reply_to) = (self.id.clone(), self.reply_to.clone());
+        runtime.spawn(async move {
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
+            pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
+            pipeline.cmd("SET").arg(gone(&reply_to)).arg(1).arg("EX").arg(ANSWER_TTL_S).ignore();
+            pipeline.del(&reply_to).ignore();
+            let told: redis::RedisResult<()> = pipeline.query_async(&mut connection).await;
+            if let Err(error) = told {
+                tracing::debug!(%error, "a question that nobody waits for stays on the queue");
+            }
+        });
+    }
+}
+
+/// The key that says that nobody waits at a list any more.
+fn gone(reply_to: &str) -> String {
+    format!("{reply_to}:gone")
 }
 
 /// Asks the store for the rows of one SELECT.
@@ -120,16 +196,34 @@ async fn serve_on(
     let stream = keys.reads();
     ensure_group(connection, &stream).await?;
     let manager = redis.manager().await?;
-    // A read that an earlier instance left is asked again by its client, if it still wants it.
+    // A read that an earlier instance left is asked again by its client, if it still wants it; with its
+    // rows it would stay for ever.
+    loop {
+        let left = read_entries(connection, &stream, "0", READS_A_TRIP).await?;
+        if left.is_empty() {
+            break;
+        }
+        let ids: Vec<&str> = left.iter().map(|entry| entry.id.as_str()).collect();
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("XACK").arg(&stream).arg(STORE_GROUP).arg(&ids).ignore();
+        pipeline.cmd("XDEL").arg(&stream).arg(&ids).ignore();
+        let () = pipeline.query_async(connection).await?;
+    }
+    let turn = Arc::new(Semaphore::new(1));
     loop {
         for entry in read_entries(connection, &stream, ">", READS_A_TRIP).await? {
             let (keys, config, thread) = (keys.clone(), config.clone(), thread.clone());
+            let turn = turn.clone();
             let mut manager = manager.clone();
             // Side by side: a long audit must not hold up a short question.
             tokio::task::spawn_local(async move {
                 let to: String = entry.get("to").unwrap_or_default();
                 let head: Vec<u8> = entry.get("head").unwrap_or_default();
                 let (reply, body) = match serde_json::from_slice(&head) {
+                    Ok(ReadRequest::AsOf(request)) => {
+                        let questions: Vec<u8> = entry.get("rows").unwrap_or_default();
+                        answer_as_of(request, questions, &mut manager, &to, &thread, &turn).await
+                    }
                     Ok(request) => answer(request, &mut manager, &keys, &config, &thread).await,
                     Err(error) => refused(format!("the read cannot be understood: {error}")),
                 };
@@ -149,14 +243,76 @@ async fn send(
     reply: &ReadReply,
     body: &[u8],
 ) -> anyhow::Result<()> {
-    let mut bytes = serde_json::to_vec(reply)?;
-    bytes.push(b'\n');
-    bytes.extend_from_slice(body);
     let mut pipeline = redis::pipe();
-    pipeline.rpush(to, bytes).ignore();
+    pipeline.rpush(to, element(reply, body)?).ignore();
     pipeline.expire(to, ANSWER_TTL_S).ignore();
     pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(id).ignore();
     pipeline.cmd("XDEL").arg(keys.reads()).arg(id).ignore();
+    let () = pipeline.query_async(manager).await?;
+    Ok(())
+}
+
+fn element(reply: &ReadReply, body: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(reply)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(body);
+    Ok(bytes)
+}
+
+/// Sends a piece a feature; the last answer says up to where the store looked, as JSON.
+async fn answer_as_of(
+    request: AsOfRequest,
+    questions: Vec<u8>,
+    manager: &mut ConnectionManager,
+    to: &str,
+    thread: &WriterThread,
+    turn: &Semaphore,
+) -> (ReadReply, Vec<u8>) {
+    // One at a time: they are large, and another thread must be free for short questions. Nobody closes
+    // the semaphore.
+    let _turn = turn.acquire().await;
+    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+    let (done, result) = tokio::sync::oneshot::channel();
+    thread.read(ReadJob::AsOf { request, questions, answers, done });
+    while let Some(batch) = answered.recv().await {
+        if let Err(error) = send_piece(manager, to, &batch).await {
+            // Nobody takes the answers: dropping the receiver ends the reading.
+            let _: redis::RedisResult<()> = manager.del(to).await;
+            return failed(format!("{error:#}"));
+        }
+    }
+    match result.await {
+        Ok(Ok(watermark)) => match serde_json::to_vec(&watermark) {
+            Ok(json) => (ReadReply::Json, json),
+            Err(error) => failed(error.to_string()),
+        },
+        Ok(Err(error @ ReadError::Refused(_))) => refused(error.to_string()),
+        Ok(Err(error)) => failed(error.to_string()),
+        Err(_) => failed("the store's reader ended".into()),
+    }
+}
+
+/// Puts a piece on the list, as soon as not too many wait there.
+async fn send_piece(
+    manager: &mut ConnectionManager,
+    to: &str,
+    batch: &RecordBatch,
+) -> anyhow::Result<()> {
+    let until = tokio::time::Instant::now() + PIECE_PATIENCE;
+    while manager.llen::<_, usize>(to).await? >= PIECES_AHEAD {
+        if manager.exists(gone(to)).await? {
+            bail!("nobody waits for the answers any more");
+        }
+        if tokio::time::Instant::now() > until {
+            bail!("the answers were not fetched within {PIECE_PATIENCE:?}");
+        }
+        tokio::time::sleep(PIECE_LOOK).await;
+    }
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema())?;
+    writer.write(batch)?;
+    let mut pipeline = redis::pipe();
+    pipeline.rpush(to, element(&ReadReply::Piece, &writer.into_inner()?)?).ignore();
+    pipeline.expire(to, ANSWER_TTL_S).ignore();
     let () = pipeline.query_async(manager).await?;
     Ok(())
 }
@@ -182,13 +338,12 @@ async fn answer(
             thread.read(ReadJob::Query { sql, done });
             match result.await {
                 Ok(Ok(bytes)) => (ReadReply::Arrow, bytes),
-                Ok(Err(error @ crate::store::reader::ReadError::Refused(_))) => {
-                    refused(error.to_string())
-                }
+                Ok(Err(error @ ReadError::Refused(_))) => refused(error.to_string()),
                 Ok(Err(error)) => failed(error.to_string()),
                 Err(_) => failed("the store's reader ended".into()),
             }
         }
+        ReadRequest::AsOf(_) => refused("its rows are missing".into()),
         ReadRequest::Verify { full } => {
             let (done, result) = tokio::sync::oneshot::channel();
             thread.read(ReadJob::Verify { full, done });

@@ -143,6 +143,19 @@ impl NodeProcess {
         })
     }
 
+    /// POSTs JSON: status and answer.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let url = format!("http://{}{path}", self.http);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (status, body) = runtime.block_on(async {
+            let request = reqwest::Client::new().post(url);
+            let request = request.header("content-type", "application/json").body(body.to_string());
+            let answer = request.send().await.unwrap();
+            (answer.status().as_u16(), answer.bytes().await.unwrap())
+        });
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
     /// Its status.
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.get("/api/status").1).unwrap()
