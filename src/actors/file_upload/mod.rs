@@ -59,9 +59,10 @@ const METER: StageMeter = StageMeter::new("file_upload");
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often files that nobody needs any more are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Uploads hold at most this part of the bytes in flight, so that live events find room; the uploads
+/// Uploads hold at most this part of the bytes in flight, so that live events find room, and little is
+/// under way that takes the processor while DuckDB makes a checkpoint; the uploads
 /// of one stream an equal share of that, so that those of a paused stream hold up no other.
-const SHARE_OF_CREDIT: (usize, usize) = (3, 8);
+const SHARE_OF_CREDIT: (usize, usize) = (3, 16);
 
 /// What outlives an instance.
 #[derive(Clone)]
