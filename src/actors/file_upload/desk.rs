@@ -13,7 +13,7 @@ use super::{
     refusal::Refusal,
     request::Request,
     spool::{Incoming, Spool},
-    status::{self, ACCEPTED, Found, LANDED, Unfinished, Which},
+    status::{self, ACCEPTED, LANDED, Unfinished, Which},
     watching::Watching,
 };
 use crate::{
@@ -30,7 +30,7 @@ use anyhow::Context as _;
 use futures::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     io::Write,
     path::PathBuf,
     pin::pin,
@@ -61,8 +61,8 @@ const ORPHAN_KEPT: Duration = Duration::from_secs(3600);
 /// See the module.
 pub struct UploadDesk {
     config: Arc<Config>,
-    redis: RedisLink,
-    keys: Keys,
+    pub(super) redis: RedisLink,
+    pub(super) keys: Keys,
     spool: Arc<Spool>,
     pub(super) watching: Watching,
     /// Ids whose files are put to their places and not registered yet: nobody removes them.
@@ -189,53 +189,6 @@ impl UploadDesk {
     async fn lives(&self, node: &str) -> redis::RedisResult<bool> {
         let mut connection = self.redis.manager().await?;
         redis::cmd("EXISTS").arg(self.keys.upload_node(node)).query_async(&mut connection).await
-    }
-
-    /// What became of an upload.
-    pub(super) async fn status(&self, which: &Which) -> Result<UploadStatus, Status> {
-        let mut found = self.found(which).await?;
-        if self.is_without_file(&found) {
-            // It may just have landed: then its file is not needed any more.
-            found = self.found(which).await?;
-            if self.is_without_file(&found) {
-                found.status.reason =
-                    "the node has lost its file: send it again with the same key".to_owned();
-            }
-        }
-        Ok(found.status)
-    }
-
-    /// What became of these, by id; those that the store does not know are missing.
-    pub(super) async fn statuses(
-        &self,
-        ids: &[String],
-    ) -> Result<HashMap<String, UploadStatus>, Status> {
-        let all = status::find_all(&self.redis, &self.keys, ids).await.map_err(unavailable)?;
-        let mut statuses = HashMap::with_capacity(all.len());
-        for found in all {
-            let id = found.status.upload_id.clone();
-            let status = match self.is_without_file(&found) {
-                false => found.status,
-                true => self.status(&Which::Id(id.clone())).await?,
-            };
-            statuses.insert(id, status);
-        }
-        Ok(statuses)
-    }
-
-    async fn found(&self, which: &Which) -> Result<Found, Status> {
-        let found = status::find(&self.redis, &self.keys, which).await.map_err(unavailable)?;
-        found.ok_or_else(|| {
-            let (Which::Id(name) | Which::Key(name)) = which;
-            let detail = format!("no upload is known as {name:?}");
-            Refusal::not_found("unknown_upload", detail, "").into()
-        })
-    }
-
-    fn is_without_file(&self, found: &Found) -> bool {
-        found.status.state == ACCEPTED
-            && found.owner == self.spool.owner()
-            && !self.spool.file(&found.status.upload_id).exists()
     }
 
     /// Takes a file; see the table of the module.
@@ -480,7 +433,7 @@ fn duplicate(known: UploadStatus) -> UploadReceipt {
     }
 }
 
-fn unavailable(error: anyhow::Error) -> Refusal {
+pub(super) fn unavailable(error: anyhow::Error) -> Refusal {
     Refusal::unavailable("store_away", format!("{error:#}"))
 }
 

@@ -18,7 +18,7 @@
 //! | `refusal` | what a client is told whose file is not |
 //! | `spool` | files on the disk, and how many bytes they may be |
 //! | `status` | what the store knows of uploads |
-//! | `watching` | those that somebody watches |
+//! | `watching` | what became of an upload, also for those who watch it |
 //! | `rows` | the rows of an accepted file |
 
 mod desk;

@@ -1,10 +1,11 @@
-//! Uploads that somebody watches: the store is asked for all of them in one question, again and again
-//! as long as there are any.
+//! What became of uploads. The store is asked for all that somebody watches in one question, again and
+//! again as long as there are any.
 
 use super::{
     UploadDesk,
+    desk::unavailable,
     refusal::Refusal,
-    status::{HALTED, LANDED},
+    status::{self, ACCEPTED, Found, HALTED, LANDED, Which},
 };
 use crate::proto::UploadStatus;
 use futures::stream::{self, Stream};
@@ -52,6 +53,55 @@ impl Watching {
         if let Some(sender) = self.lock().uploads.get(id) {
             sender.send_replace(Some(heard));
         }
+    }
+}
+
+impl UploadDesk {
+    /// What became of an upload.
+    pub(super) async fn status(&self, which: &Which) -> Result<UploadStatus, Status> {
+        let mut found = self.found(which).await?;
+        if self.is_without_file(&found) {
+            // It may just have landed: then its file is not needed any more.
+            found = self.found(which).await?;
+            if self.is_without_file(&found) {
+                found.status.reason =
+                    "the node has lost its file: send it again with the same key".to_owned();
+            }
+        }
+        Ok(found.status)
+    }
+
+    /// What became of these, by id; those that the store does not know are missing.
+    pub(super) async fn statuses(
+        &self,
+        ids: &[String],
+    ) -> Result<HashMap<String, UploadStatus>, Status> {
+        let all = status::find_all(&self.redis, &self.keys, ids).await.map_err(unavailable)?;
+        let mut statuses = HashMap::with_capacity(all.len());
+        for found in all {
+            let id = found.status.upload_id.clone();
+            let status = match self.is_without_file(&found) {
+                false => found.status,
+                true => self.status(&Which::Id(id.clone())).await?,
+            };
+            statuses.insert(id, status);
+        }
+        Ok(statuses)
+    }
+
+    async fn found(&self, which: &Which) -> Result<Found, Status> {
+        let found = status::find(&self.redis, &self.keys, which).await.map_err(unavailable)?;
+        found.ok_or_else(|| {
+            let (Which::Id(name) | Which::Key(name)) = which;
+            let detail = format!("no upload is known as {name:?}");
+            Refusal::not_found("unknown_upload", detail, "").into()
+        })
+    }
+
+    fn is_without_file(&self, found: &Found) -> bool {
+        found.status.state == ACCEPTED
+            && found.owner == self.spool().owner()
+            && !self.spool().file(&found.status.upload_id).exists()
     }
 }
 

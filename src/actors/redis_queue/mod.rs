@@ -15,6 +15,7 @@
 mod answering;
 mod durable;
 mod operator;
+mod parts;
 mod plain_writes;
 mod prepare;
 mod reads;
@@ -25,8 +26,9 @@ mod transport;
 
 pub use durable::DurablePositions;
 pub use operator::{adopt, note_script, register_upload, request};
+pub use parts::QueueParts;
 pub use plain_writes::{Owed, PlainWrites};
 pub use reads::{Question, ask, select, verify_online};
 pub use rows::{Row, rows};
-pub use sender::{QueueParts, RedisQueue};
+pub use sender::RedisQueue;
 pub use server::RedisQueueServer;

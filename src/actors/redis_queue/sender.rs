@@ -1,14 +1,13 @@
 //! The sending side.
 
 use super::{
-    durable::DurablePositions,
+    parts::QueueParts,
     prepare::{NotQueued, prepare, wants_chunks},
     transport::{listen, put_on_queue, write_online},
 };
 use crate::{
     actors::{FileUpload, KafkaIngest, Replayer},
     config::Config,
-    kafka::AcknowledgedPositions,
     messages::{
         Acknowledged, CloseSource, Credit, FeatureBatch, OfSource, OpenSource, PartVerdict,
         QueueReply, SourceOpened,
@@ -19,16 +18,16 @@ use crate::{
         ticket::Ticket,
         window::{PartRange, SendWindows},
     },
-    queue::{self, Keys, RedisLink, encode_open},
-    spool::{Chunk, SharedSpool},
-    supervision::{Link, Undelivered},
+    queue::{self, Keys, encode_open},
+    spool::Chunk,
+    supervision::Undelivered,
     telemetry::StageMeter,
 };
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use redis::aio::ConnectionManager;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -43,41 +42,6 @@ const OPEN_KEPT: Duration = Duration::from_secs(120);
 const BULK_AHEAD: usize = 3;
 /// How often an acknowledgement is offered to a KafkaIngest that is between two lives.
 const ACK_TRIES: u32 = 100;
-
-/// What outlives an instance.
-#[derive(Debug, Clone)]
-pub struct QueueParts {
-    /// Redis.
-    pub redis: RedisLink,
-    /// This run of this node; answers go to its list.
-    pub node_id: Arc<str>,
-    /// The node's name in the ledger.
-    pub node_name: String,
-    /// Where positions and acknowledgements go.
-    pub ingest: Link<KafkaIngest>,
-    /// Where those of replays go.
-    pub replayer: Link<Replayer>,
-    /// Where those of uploads go.
-    pub uploads: Link<FileUpload>,
-    /// Positions that DuckDB acknowledged; told here, so that no killed actor can lose them.
-    pub acknowledged: Arc<AcknowledgedPositions>,
-    /// The same for every source that is open, whatever it is read from.
-    pub durable: Arc<DurablePositions>,
-    /// Redis' generation, as this node knows it.
-    pub generation: Arc<Mutex<String>>,
-    /// The spool of this node.
-    pub spool: Arc<SharedSpool>,
-}
-
-impl QueueParts {
-    /// Redis lost data: waits until the store has set a new generation. Batches that were on their
-    /// way are read again, which opens their sources and so puts their tokens back.
-    async fn renew_generation(&self, keys: &Keys) -> redis::RedisResult<()> {
-        let generation = queue::generation_at_last(&self.redis, keys).await?;
-        *self.generation.lock().unwrap_or_else(PoisonError::into_inner) = generation;
-        Ok(())
-    }
-}
 
 /// See the module.
 pub struct RedisQueue {
