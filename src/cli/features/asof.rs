@@ -1,6 +1,9 @@
 //! `millstream features asof`.
 
-use crate::cli::{Failure, client::ClientArgs, demo};
+use crate::{
+    actors::replayer::quoted,
+    cli::{Failure, client::ClientArgs, demo},
+};
 use anyhow::{Context as _, bail, ensure};
 use arrow::{
     array::RecordBatch,
@@ -15,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use tempfile::TempDir;
 
 /// Ten million questions about many features take their time.
 const DEADLINE: Duration = Duration::from_secs(3_600);
@@ -98,7 +102,10 @@ pub(super) async fn asof(args: AsOfArgs) -> Result<(), Failure> {
     let spine = spine.ok_or_else(|| unknown(&args.spine, ".csv, .json, .ndjson or .parquet"))?;
     let output = Kind::of(&args.output)
         .ok_or_else(|| unknown(&args.output, ".parquet, .csv, .ndjson or .arrow"))?;
-    let dir = tempdir::Dir::beside(&args.output)
+    let folder = args.output.parent().filter(|folder| *folder != Path::new(""));
+    let dir = tempfile::Builder::new()
+        .prefix(".millstream-asof-")
+        .tempdir_in(folder.unwrap_or(Path::new(".")))
         .with_context(|| format!("cannot write beside {}", args.output.display()))?;
     let unreadable =
         |error: anyhow::Error| Failure::Usage(format!("{}: {error:#}", args.spine.display()));
@@ -150,11 +157,7 @@ async fn ask(args: &AsOfArgs, spine: Vec<u8>) -> Result<reqwest::Response, Failu
 /// the answer until they are written.
 struct Table {
     connection: Connection,
-    _dir: tempdir::Dir,
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    _dir: TempDir,
 }
 
 fn name(text: &str) -> String {
@@ -162,7 +165,7 @@ fn name(text: &str) -> String {
 }
 
 impl Table {
-    fn open(args: &AsOfArgs, kind: Kind, dir: tempdir::Dir) -> anyhow::Result<Self> {
+    fn open(args: &AsOfArgs, kind: Kind, dir: TempDir) -> anyhow::Result<Self> {
         ensure!(args.spine.is_file(), "there is no such file");
         let connection = Connection::open(dir.path().join("answer.duckdb"))?;
         connection.execute_batch("SET TimeZone = 'UTC'; SET preserve_insertion_order = true;")?;
@@ -282,39 +285,4 @@ fn make_table(connection: &Connection, features: &[String]) -> anyhow::Result<()
     let columns = columns.collect::<Vec<_>>().join(", ");
     let sql = format!("CREATE TABLE answer AS SELECT *, {columns} FROM spine LIMIT 0");
     Ok(connection.execute_batch(&sql)?)
-}
-
-mod tempdir {
-    //! A folder that goes with its owner.
-
-    use std::path::{Path, PathBuf};
-    use uuid::Uuid;
-
-    /// See the module.
-    pub(super) struct Dir(PathBuf);
-
-    impl Dir {
-        /// Beside a file: there is room for what goes there.
-        pub(super) fn beside(file: &Path) -> std::io::Result<Self> {
-            let folder = match file.parent() {
-                Some(folder) if folder != Path::new("") => folder,
-                _ => Path::new("."),
-            };
-            let dir = folder.join(format!(".millstream-asof-{}", Uuid::now_v7().simple()));
-            std::fs::create_dir(&dir)?;
-            Ok(Self(dir))
-        }
-
-        pub(super) fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            if let Err(error) = std::fs::remove_dir_all(&self.0) {
-                eprintln!("{} stays: {error}", self.0.display());
-            }
-        }
-    }
 }

@@ -50,6 +50,12 @@ struct Ask {
     wait: bool,
 }
 
+/// Rows of a spine, and the questions that they are.
+struct Chunk {
+    rows: RecordBatch,
+    questions: RecordBatch,
+}
+
 /// A spine that is being answered.
 struct Answering {
     view: NodeView,
@@ -58,8 +64,7 @@ struct Answering {
     wanted: Vec<(String, Option<i64>)>,
     schema: SchemaRef,
     /// The chunks that are not answered yet, the last first.
-    chunks: Vec<RecordBatch>,
-    rows_done: usize,
+    chunks: Vec<Chunk>,
     watermark: Option<Watermark>,
 }
 
@@ -86,7 +91,7 @@ impl Answering {
             let caught_up = view.wait_caught_up(CATCH_UP).await;
             caught_up.map_err(|error| Problem::Unavailable(format!("{error:#}")))?;
         }
-        Ok(Self { view, ask, wanted, schema, chunks, rows_done: 0, watermark: None })
+        Ok(Self { view, ask, wanted, schema, chunks, watermark: None })
     }
 
     /// The columns of the answer.
@@ -104,10 +109,7 @@ impl Answering {
     /// # Errors
     /// [`Problem`].
     async fn next(&mut self) -> Result<Option<RecordBatch>, Problem> {
-        let Some(chunk) = self.chunks.pop() else { return Ok(None) };
-        let questions = spine::questions(&chunk, &self.ask.columns, self.rows_done)
-            .map_err(Problem::Invalid)?;
-        self.rows_done += chunk.num_rows();
+        let Some(Chunk { rows: chunk, questions }) = self.chunks.pop() else { return Ok(None) };
         let instants = questions.column(1).as_primitive::<Int64Type>().clone();
         let redis = self.view.redis.as_ref();
         let redis = redis.ok_or_else(|| Problem::Unavailable("this node has no Redis".into()))?;
@@ -168,7 +170,7 @@ fn read(
     spine: &[u8],
     columns: &spine::Columns,
     wanted: &[(String, Option<i64>)],
-) -> Result<(SchemaRef, Vec<RecordBatch>), Problem> {
+) -> Result<(SchemaRef, Vec<Chunk>), Problem> {
     let unreadable = |error: arrow::error::ArrowError| {
         Problem::Invalid(format!("the spine is no Arrow IPC stream: {error}"))
     };
@@ -180,11 +182,11 @@ fn read(
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let by_bytes = MOST_CHUNK_BYTES / (bytes / rows.max(1)).max(1);
     let most = MOST_QUESTIONS.min(MOST_ANSWERS / wanted.len()).min(by_bytes).max(1);
-    let mut chunks = chunked(&spine_schema, batches, most)?;
-    let mut row = 0;
-    for chunk in &chunks {
-        spine::questions(chunk, columns, row).map_err(Problem::Invalid)?;
-        row += chunk.num_rows();
+    let (mut chunks, mut row) = (Vec::new(), 0);
+    for rows in chunked(&spine_schema, batches, most)? {
+        let questions = spine::questions(&rows, columns, row).map_err(Problem::Invalid)?;
+        row += rows.num_rows();
+        chunks.push(Chunk { rows, questions });
     }
     chunks.reverse();
     Ok((schema, chunks))
