@@ -77,9 +77,9 @@ dashboards: setup ## write dashboards/*.json anew, after a change in dashboards/
 example: build ## 336,776 real flights through Kafka, checked against the file
 	@examples/flights/run.sh $(ARGS)
 
-bench: build ## events per second, beside a hand-written Python loop; rows per second of a worker
+bench: build ## events per second, files, reads beside Feast, rows per second of a worker (ARGS="--only reads")
 	@benches/run.sh $(ARGS)
-	@cargo bench $(FEATURES) --bench worker_rows
+	@if [[ "$(ARGS)" != *--only* ]]; then cargo bench $(FEATURES) --bench worker_rows; fi
 
 clean: ## delete what was built, .venv and the stack's data (not the shared cache)
 	@scripts/stack.sh clean

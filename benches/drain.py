@@ -12,8 +12,6 @@ their resident memory, sampled), `ok` (the audit).
 
 import argparse
 import json
-import os
-import re
 import resource
 import signal
 import subprocess
@@ -22,39 +20,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+from node import address, resident_mb
+
 DEADLINE_S = 300.0
 SAMPLE_S = 0.02
-
-
-def resident_mb(root: int) -> float:
-    """Resident memory of a process and all its descendants, in MB."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            parents.setdefault(int(stat.rsplit(")", 1)[1].split()[1]), []).append(int(entry.name))
-    total, todo = 0, [root]
-    while todo:
-        pid = todo.pop()
-        todo.extend(parents.get(pid, []))
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:
-            continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def address(node: subprocess.Popen, log: Path) -> str:
-    """Where the node answers, as it says itself."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until and node.poll() is None:
-        if found := re.search(r"page\s+(http://\S+?)/\s", log.read_text()):
-            return found[1]
-        time.sleep(SAMPLE_S)
-    raise RuntimeError(f"the node did not start:\n{log.read_text()}")
 
 
 def get(url: str) -> dict:

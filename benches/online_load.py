@@ -1,9 +1,12 @@
-"""Load for `POST /get-online-features`: latency at a fixed rate, or the greatest rate.
+"""Load for online reads: latency at a fixed rate, or the greatest rate.
 
-Usage: online_load.py --url URL [--entities 1,10,100] [--features 5,50] [--rate R] [--seconds S] …
+Usage: online_load.py --url URL [--interface http|grpc] [--entities 1,10,100] [--features 5,50]
+                      [--rate R] [--seconds S] …
 
-Works against Feast's feature server and Millstream alike: the body is Feast's, and only the standard
-library is used. For each number of entities and features one line of JSON is printed.
+Works against Feast's feature server and Millstream alike: `POST /get-online-features` with a body of Feast's
+(online_http.py). With `--interface grpc` Millstream is asked the same by GetOnlineFeatures
+(online_grpc.py). Only the standard library is used. For each number of entities and features one line of
+JSON is printed.
 
 Open loop (`--rate`): requests are due at fixed instants, R a second, whatever the server does. The latency
 counts from the instant at which a request was due, so that a stall shows in all the requests that it
@@ -29,22 +32,24 @@ import json
 import multiprocessing
 import random
 import select
-import socket
 import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
+import online_grpc
+import online_http
+from online_http import TIMEOUT_S, BadAnswer, trivial_server
+
 #: Distinct requests of a scenario and process; sent in turn.
 DISTINCT = 200
-#: A request that has no answer by then has failed, and ends the measurement.
-TIMEOUT_S = 30.0
-RECEIVE_BYTES = 1 << 18
+#: How the server is spoken to: `Client`, `request_bytes`, `check`.
+INTERFACES = {"http": online_http, "grpc": online_grpc}
+Client = online_http.Client | online_grpc.Client
 #: Linux lets a waiting process sleep 50 µs longer than it asked for, unless it says otherwise.
 PR_SET_TIMERSLACK = 29
 
@@ -53,6 +58,7 @@ PR_SET_TIMERSLACK = 29
 class Load:
     """A scenario, as one process drives it."""
 
+    interface: str
     host: str
     port: int
     bodies: list[dict]
@@ -65,118 +71,7 @@ class Load:
     seconds: float
 
 
-class BadAnswer(RuntimeError):
-    """The server did not answer as it must."""
-
-
-class Client:
-    """One connection, kept alive, with at most one request on its way."""
-
-    def __init__(self, host: str, port: int) -> None:
-        """Connects."""
-        self.socket = socket.create_connection((host, port), timeout=TIMEOUT_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.due_s = 0.0
-        self.reset()
-
-    def fileno(self) -> int:
-        """For `select`."""
-        return self.socket.fileno()
-
-    def reset(self) -> None:
-        """Forgets the last answer."""
-        self.parts: list[bytes] = []
-        self.missing: int | None = None
-        self.chunked = False
-
-    def send(self, request: bytes, due_s: float) -> None:
-        """Sends a request. It is small, and nothing is on its way: it fits into the socket."""
-        self.due_s = due_s
-        self.reset()
-        self.socket.sendall(request)
-
-    def receive(self) -> bool:
-        """Takes what is there; whether the answer is complete."""
-        piece = self.socket.recv(RECEIVE_BYTES)
-        if not piece:
-            raise BadAnswer("the server closed the connection")
-        self.parts.append(piece)
-        if self.missing is None and not self.chunked:
-            return self.head()
-        if self.chunked:
-            return self.tail().endswith(b"\r\n0\r\n\r\n")
-        self.missing -= len(piece)
-        return self.missing == 0
-
-    def head(self) -> bool:
-        """Reads the head once it is there; whether the answer is complete with it."""
-        got = b"".join(self.parts)
-        self.parts = [got]
-        end = got.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        if got[9:12] != b"200":
-            raise BadAnswer(got[:500].decode(errors="replace"))
-        head = got[:end].lower()
-        at = head.find(b"\r\ncontent-length:")
-        if at < 0:
-            self.chunked = b"\r\ntransfer-encoding: chunked" in head
-            if not self.chunked:
-                raise BadAnswer("an answer of unknown length")
-            return self.tail().endswith(b"\r\n0\r\n\r\n")
-        line_end = head.find(b"\r\n", at + 2)
-        length = int(head[at + 17 : line_end if line_end > 0 else None])
-        self.missing = length - (len(got) - end - 4)
-        return self.missing == 0
-
-    def tail(self) -> bytes:
-        """The last bytes so far."""
-        return b"".join(self.parts[-8:])[-16:]
-
-    def body(self) -> bytes:
-        """The body of the answer that was received last."""
-        body = b"".join(self.parts).split(b"\r\n\r\n", 1)[1]
-        if not self.chunked:
-            return body
-        whole = b""
-        while body:
-            size, _, body = body.partition(b"\r\n")
-            whole += body[: int(size, 16)]
-            body = body[int(size, 16) + 2 :]
-        return whole
-
-
-def request_bytes(load: Load, body: dict) -> bytes:
-    """The request as it goes over the wire."""
-    text = json.dumps(body, separators=(",", ":")).encode()
-    head = f"POST /get-online-features HTTP/1.1\r\nHost: {load.host}:{load.port}\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-    return head.encode() + text
-
-
-def check(body: dict, answer: bytes) -> int:
-    """How many features of the answer were present.
-
-    Raises:
-        BadAnswer: It does not belong to the request.
-    """
-    said = json.loads(answer)
-    names, results = said["metadata"]["feature_names"], said["results"]
-    ((join_key, entities),) = body["entities"].items()
-    wanted = {join_key, *(feature.split(":")[-1] for feature in body["features"])}
-    if set(names) != wanted or len(names) != len(wanted) or len(results) != len(names):
-        raise BadAnswer(f"asked for {sorted(wanted)}, was told {names}")
-    present = 0
-    for name, result in zip(names, results, strict=True):
-        if not len(result["values"]) == len(result["statuses"]) == len(entities):
-            raise BadAnswer(f"{len(entities)} entities, but not as many answers of {name}")
-        if name == join_key and result["values"] != entities:
-            raise BadAnswer("the entities came back in another order")
-        present += name != join_key and sum(value is not None for value in result["values"])
-    return present
-
-
-def ask_once(client: Client, request: bytes) -> bytes:
+def ask_once(client: Client, request: object) -> bytes:
     """An answer, waited for."""
     client.send(request, 0.0)
     while not client.receive():
@@ -186,12 +81,13 @@ def ask_once(client: Client, request: bytes) -> bytes:
 
 def drive(load: Load, start: Callable[[], float]) -> dict:
     """Drives a scenario: `latencies` and `late` in seconds, what else there is to say of it."""
-    clients = [Client(load.host, load.port) for _ in range(load.connections)]
-    requests = [request_bytes(load, body) for body in load.bodies]
+    speech = INTERFACES[load.interface]
+    clients = [speech.Client(load.host, load.port) for _ in range(load.connections)]
+    requests = [speech.request_bytes(load.host, load.port, body) for body in load.bodies]
     present, received = 0, 0
     for number, (body, request) in enumerate(zip(load.bodies, requests, strict=True)):
         answer = ask_once(clients[number % len(clients)], request)
-        present += check(body, answer)
+        present += speech.check(body, answer)
         received += len(answer)
     latencies, late = array("d"), array("d")
     poll, by_number = select.epoll(), {client.fileno(): client for client in clients}
@@ -322,6 +218,7 @@ def measure(args: argparse.Namespace, entities: int, features: int, url: str) ->
     rate = args.rate / args.processes
     loads = [
         Load(
+            args.interface,
             address.hostname,
             address.port,
             bodies(args, entities, features, args.seed + n),
@@ -339,6 +236,7 @@ def measure(args: argparse.Namespace, entities: int, features: int, url: str) ->
     sent = sum(r["sent"] for r in results)
     milli = {f"p{100 * q:g}_ms": quantile(ordered, q) for q in (0.5, 0.99, 0.999)}
     return {
+        "interface": args.interface,
         "loop": "open" if args.rate else "closed",
         "entities": entities,
         "features": features,
@@ -361,59 +259,6 @@ def measure(args: argparse.Namespace, entities: int, features: int, url: str) ->
     }
 
 
-def canned(body: dict) -> bytes:
-    """An answer of the usual size."""
-    ((join_key, entities),) = body["entities"].items()
-    names = [feature.split(":")[-1] for feature in body["features"]]
-    column = {
-        "values": [123456789.125] * len(entities),
-        "statuses": ["PRESENT"] * len(entities),
-        "event_timestamps": ["2026-03-31T00:24:38.572255Z"] * len(entities),
-    }
-    said = {
-        "results": [{**column, "values": entities}, *([column] * len(names))],
-        "metadata": {"feature_names": [join_key, *names]},
-    }
-    text = json.dumps(said, separators=(",", ":")).encode()
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % len(text) + text
-
-
-def answer_at_once(listener: socket.socket) -> None:
-    """Answers every request with what was the answer to the first of its length and entities."""
-    answers: dict[bytes, bytes] = {}
-    poll, clients = select.epoll(), {}
-    poll.register(listener, select.EPOLLIN)
-    while True:
-        for number, _ in poll.poll():
-            if number == listener.fileno():
-                client, _ = listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                clients[client.fileno()] = client
-                poll.register(client, select.EPOLLIN)
-                continue
-            request = clients[number].recv(RECEIVE_BYTES)
-            if not request:
-                poll.unregister(number)
-                clients.pop(number).close()
-                continue
-            if request not in answers:
-                answers[request] = canned(json.loads(request.split(b"\r\n\r\n", 1)[1]))
-            clients[number].sendall(answers[request])
-
-
-@contextmanager
-def trivial_server() -> Iterator[str]:
-    """A server in a process of its own that does nothing; its URL."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        server = multiprocessing.Process(target=answer_at_once, args=(listener,), daemon=True)
-        server.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.terminate()
-
-
 def numbers(text: str) -> list[int]:
     """`1,10,100`."""
     return [int(part) for part in text.split(",")]
@@ -425,6 +270,7 @@ def main() -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url")
     where.add_argument("--self-test", action="store_true")
+    parser.add_argument("--interface", choices=INTERFACES, default="http")
     parser.add_argument("--entities", type=numbers, default=[1, 10, 100])
     parser.add_argument("--features", type=numbers, default=[5, 50])
     parser.add_argument(

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Events a second from a real broker into DuckDB: Millstream beside a hand-written Python loop in the
-# same style (confluent-kafka, polars, duckdb), on the same topic, in the same run.
+# What `make bench` runs, in parts:
 #
-# Usage: benches/run.sh [--events N] [--rounds R] [--keep]
+#   events  events a second from a real broker into DuckDB: Millstream beside a hand-written Python loop in the
+#           same style (confluent-kafka, polars, duckdb), on the same topic, in the same run
+#   files   files of events: rows a second, and what they do to live events
+#   reads   training sets and online features, beside Feast on the same data
 #
+# Usage: benches/run.sh [--only PART] [--events N] [--rounds R] [--keep] [-- READS…]
+#
+# READS are arguments of benches/reads.py, such as --rows N or --no-feast. `reads` needs no Kafka.
 # Absolute figures depend on the machine and on what else it does: compare within one run.
 set -euo pipefail
 
@@ -11,49 +16,58 @@ BENCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/common.sh
 . "$BENCH/../scripts/common.sh"
 
-EVENTS=2000000 ROUNDS=2 KEEP=no
+EVENTS=2000000 ROUNDS=2 KEEP=no ONLY=""
 while (($#)); do
   case $1 in
+    --only) ONLY=$2 && shift ;;
     --events) EVENTS=$2 && shift ;;
     --rounds) ROUNDS=$2 && shift ;;
     --keep) KEEP=yes ;;
+    --) shift && break ;;
     -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
     *) die "unknown argument $1; see --help" ;;
   esac
   shift
 done
+READS=("$@")
+case $ONLY in "" | events | files | reads) ;; *) die "no part $ONLY: events, files or reads" ;; esac
+wanted() { [[ -z $ONLY || $ONLY == "$1" ]]; }
 
 PYTHON=$ROOT/.venv/bin/python
 MILLSTREAM=${CARGO_TARGET_DIR:-$ROOT/target}/release/millstream
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/millstream-bench.XXXXXX")
 cleanup() {
-  "$ROOT/scripts/kafka.sh" stop --dir "$WORK/kafka" --kill || true
+  [[ ! -d $WORK/kafka ]] || "$ROOT/scripts/kafka.sh" stop --dir "$WORK/kafka" --kill || true
   if [[ $KEEP == yes ]]; then say "kept: $WORK"; else rm -rf "$WORK"; fi
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-say "Starting Kafka with its full compiler …"
-MILLSTREAM__KAFKA__BROKERS=$(KAFKA_OPTS=-XX:TieredStopAtLevel=4 \
-  "$ROOT/scripts/kafka.sh" start --dir "$WORK/kafka" --owner $$)
-export MILLSTREAM__KAFKA__BROKERS
+start_kafka() {
+  say "Starting Kafka with its full compiler …"
+  MILLSTREAM__KAFKA__BROKERS=$(KAFKA_OPTS=-XX:TieredStopAtLevel=4 \
+    "$ROOT/scripts/kafka.sh" start --dir "$WORK/kafka" --owner $$)
+  export MILLSTREAM__KAFKA__BROKERS
+}
 
-say "Producing $EVENTS events …"
-"$MILLSTREAM" generate --config "$BENCH/bench.toml" --count "$EVENTS" --flat-out >&2
+events() {
+  local round
+  say "Producing $EVENTS events …"
+  "$MILLSTREAM" generate --config "$BENCH/bench.toml" --count "$EVENTS" --flat-out >&2
 
-for round in $(seq "$ROUNDS"); do
-  # A group of its own: each round reads everything.
-  export MILLSTREAM__KAFKA__GROUP=bench-$round
-  say "Round $round of $ROUNDS: Millstream …"
-  "$PYTHON" "$BENCH/drain.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
-    --events "$EVENTS" --dir "$WORK/node-$round" >"$WORK/millstream-$round.json"
-  say "Round $round of $ROUNDS: the Python loop …"
-  "$PYTHON" "$BENCH/python_loop/loop.py" --brokers "$MILLSTREAM__KAFKA__BROKERS" \
-    --topic bench-feature-events --events "$EVENTS" --db "$WORK/loop-$round.duckdb" \
-    >"$WORK/loop-$round.json"
-done
+  for round in $(seq "$ROUNDS"); do
+    # A group of its own: each round reads everything.
+    export MILLSTREAM__KAFKA__GROUP=bench-$round
+    say "Round $round of $ROUNDS: Millstream …"
+    "$PYTHON" "$BENCH/drain.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
+      --events "$EVENTS" --dir "$WORK/node-$round" >"$WORK/millstream-$round.json"
+    say "Round $round of $ROUNDS: the Python loop …"
+    "$PYTHON" "$BENCH/python_loop/loop.py" --brokers "$MILLSTREAM__KAFKA__BROKERS" \
+      --topic bench-feature-events --events "$EVENTS" --db "$WORK/loop-$round.duckdb" \
+      >"$WORK/loop-$round.json"
+  done
 
-"$PYTHON" - "$WORK" "$ROUNDS" <<'PY'
+  "$PYTHON" - "$WORK" "$ROUNDS" <<'PY'
 import json
 import sys
 from pathlib import Path
@@ -73,6 +87,22 @@ for round_ in range(1, rounds + 1):
     print(f"{'':24}ratio {ours['events_per_s'] / loop['events_per_s']:.2f}")
 print("millstream: with ledger, event ids, dead letters, online store; the loop has none of these.")
 PY
+}
 
-say "Files: a Parquet file of 10 million rows, then 1 GiB of NDJSON beside live events …"
-"$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"
+files() {
+  say "Files: a Parquet file of 10 million rows, then 1 GiB of NDJSON beside live events …"
+  "$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"
+}
+
+reads() {
+  say "Reads: training sets and online features …"
+  "$PYTHON" "$BENCH/reads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
+    --dir "$WORK/reads" "${READS[@]}"
+}
+
+# Said before minutes have passed.
+if wanted reads; then "$PYTHON" "$BENCH/greatest_rate.py"; fi
+if wanted events || wanted files; then start_kafka; fi
+if wanted events; then events; fi
+if wanted files; then files; fi
+if wanted reads; then reads; fi

@@ -21,18 +21,16 @@ import argparse
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import polars as pl
-from drain import address, resident_mb
 
-SAMPLE_S = 0.1
+from node import Node, configured
+
 CALM_S = 20.0
 
 
@@ -50,70 +48,30 @@ def table(rows: int, first: int) -> pl.DataFrame:
     )
 
 
-def configured(config: Path, critical: str) -> str:
-    """The configuration with these critical features, for another folder."""
-    text, n = re.subn(r"(?m)^critical = .*$", f"critical = {critical}", config.read_text())
-    if n != 1:
-        raise RuntimeError(f"{config} does not say once which features are critical")
-    return text.replace('"../', f'"{config.resolve().parent.parent}/')
+def node(args: argparse.Namespace, name: str, roles: str, env_rate: float, critical: str) -> Node:
+    """A node with these critical features, that makes up so many events a second."""
+    environment = {
+        "MILLSTREAM__GENERATOR__RATE": str(env_rate),
+        "MILLSTREAM__GENERATOR__UPLOAD_EVERY_S": "0",
+        # What others have put into the topic is not read.
+        "MILLSTREAM__KAFKA__START": "latest",
+        "MILLSTREAM__KAFKA__GROUP": f"uploads-{name}",
+        **os.environ,
+    }
+    config = configured(args.config, critical)
+    return Node(args.millstream, args.dir / name, config, roles, environment)
 
 
-class Node:
-    """A running node; left with `with`, it is stopped in order."""
-
-    def __init__(
-        self, args: argparse.Namespace, name: str, roles: str, env_rate: float, critical: str
-    ) -> None:
-        """Starts it and waits until it has told its addresses."""
-        folder = args.dir / name
-        folder.mkdir(parents=True)
-        self.log = folder / "node.log"
-        config = folder / "millstream.toml"
-        config.write_text(configured(args.config, critical))
-        command = [args.millstream, "run", "--roles", roles, "--config", config]
-        command += ["--data-dir", folder / "data", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-        environment = {
-            "MILLSTREAM__GENERATOR__RATE": str(env_rate),
-            "MILLSTREAM__GENERATOR__UPLOAD_EVERY_S": "0",
-            # What others have put into the topic is not read.
-            "MILLSTREAM__KAFKA__START": "latest",
-            "MILLSTREAM__KAFKA__GROUP": f"uploads-{name}",
-            **os.environ,
-        }
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-        self.url = address(self.process, self.log)
-        self.grpc = re.search(r"gRPC\s+(\S+)", self.log.read_text())[1]
-        self.peak = 0.0
-        self.watching = True
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    def watch(self) -> None:
-        """Keeps the greatest memory seen."""
-        while self.watching:
-            self.peak = max(self.peak, resident_mb(self.process.pid))
-            time.sleep(SAMPLE_S)
-
-    def buckets(self) -> dict[str, dict[float, float]]:
-        """Cumulative counts of end-to-end latency, by path and upper bound."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        found: dict[str, dict[float, float]] = {"online": {}, "durable": {}}
-        pattern = r"millstream_end_to_end_seconds_bucket\{(.*)\} (\S+)"
-        for labels, count in re.findall(pattern, text):
-            path, bound = (re.search(rf'{k}="([^"]+)"', labels)[1] for k in ("path", "le"))
-            found[path][float(bound)] = float(count)
-        return found
-
-    def __enter__(self) -> "Node":
-        """Is itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """SIGTERM, and its end."""
-        self.watching = False
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
+def buckets(node: Node) -> dict[str, dict[float, float]]:
+    """Cumulative counts of end-to-end latency, by path and upper bound."""
+    with urllib.request.urlopen(f"{node.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found: dict[str, dict[float, float]] = {"online": {}, "durable": {}}
+    pattern = r"millstream_end_to_end_seconds_bucket\{(.*)\} (\S+)"
+    for labels, count in re.findall(pattern, text):
+        path, bound = (re.search(rf'{k}="([^"]+)"', labels)[1] for k in ("path", "le"))
+        found[path][float(bound)] = float(count)
+    return found
 
 
 def quantile(before: dict[float, float], after: dict[float, float], q: float) -> float | None:
@@ -133,27 +91,20 @@ def quantile(before: dict[float, float], after: dict[float, float], q: float) ->
     return None
 
 
-def upload(args: argparse.Namespace, node: Node, file: Path) -> dict:
+def upload(node: Node, file: Path) -> dict:
     """`millstream upload`, waited for: its receipt and how long it took."""
-    command = [args.millstream, "upload", file, "--stream", "features", "--json"]
     started = time.monotonic()
-    sent = subprocess.run(
-        [*command, "--no-wait", "--grpc", node.grpc], capture_output=True, text=True, check=True
-    )
+    sent = node.upload(file, wait=False)
     accepted = time.monotonic() - started
-    done = subprocess.run(
-        [*command, "--grpc", node.grpc], capture_output=True, text=True, check=True
-    )
-    receipt = json.loads(done.stdout.splitlines()[-1])
-    if json.loads(sent.stdout.splitlines()[-1])["upload_id"] != receipt["upload_id"]:
+    receipt = node.upload(file)
+    if sent["upload_id"] != receipt["upload_id"]:
         raise RuntimeError("the same file became two uploads")
     return {**receipt, "accepted_s": accepted, "seconds": time.monotonic() - started}
 
 
-def verified(args: argparse.Namespace, node: Node) -> bool:
+def verified(node: Node) -> bool:
     """Whether the audit is clean."""
-    http = node.url.removeprefix("http://")
-    command = [args.millstream, "verify", "--json", "--full", "--http", http]
+    command = [node.program, "verify", "--json", "--full", "--http", node.http]
     return json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["ok"]
 
 
@@ -176,17 +127,17 @@ def main() -> int:
     ):
         file = args.dir / "rows.parquet"
         table(rows, 0).write_parquet(file)
-        with Node(args, name, "process,store", 0, critical) as node:
-            done = upload(args, node, file)
+        with node(args, name, "process,store", 0, critical) as running:
+            done = upload(running, file)
             result[name] = {
                 "rows": rows,
                 "mib": round(file.stat().st_size / 2**20),
                 "accepted_s": round(done["accepted_s"], 1),
                 "seconds": round(done["seconds"], 1),
                 "rows_per_s": round(rows / done["seconds"]),
-                "peak_rss_mb": round(node.peak),
+                "peak_rss_mb": round(running.peak),
             }
-            result["ok"] &= done["rows"] == rows and verified(args, node)
+            result["ok"] &= done["rows"] == rows and verified(running)
         file.unlink()
 
     file = args.dir / "rows.ndjson"
@@ -197,19 +148,19 @@ def main() -> int:
                 pl.col("validated_at", "created_at").dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ")
             ).write_ndjson(out)
             first += piece
-    with Node(args, "beside", "generate,process,store", args.rate, '["*"]') as node:
+    with node(args, "beside", "generate,process,store", args.rate, '["*"]') as running:
         time.sleep(5)
-        start = node.buckets()
+        start = buckets(running)
         time.sleep(CALM_S)
-        calm = node.buckets()
-        done = upload(args, node, file)
-        busy = node.buckets()
+        calm = buckets(running)
+        done = upload(running, file)
+        busy = buckets(running)
         result["beside"] = {
             "mib": round(file.stat().st_size / 2**20),
             "rows": first,
             "seconds": round(done["seconds"], 1),
             "rows_per_s": round(first / done["seconds"]),
-            "peak_rss_mb": round(node.peak),
+            "peak_rss_mb": round(running.peak),
         }
         for path in ("online", "durable"):
             for name, q in (("p50", 0.5), ("p99", 0.99)):

@@ -4,8 +4,9 @@ Usage: check.py --dir DIR --answers OUT.parquet [--features 5] [--mode event-tim
 
 For either side: the columns of `spine.parquet`, and `f0`, `f1`, …. `created` is as known with
 `as_known = created_at` (Feast: `--created`). Prints one JSON object: `rows`, `wrong_rows`, `in_order`
-(whether the questions came back in their order). In plain Python, so for small
-sizes: a million values take about ten seconds. Exits 5 when a row is wrong.
+(whether the questions came back in their order), `truth_wrong_rows` (of truth.py, which judges large sizes).
+In plain Python, so for small sizes: a million values take about ten seconds. Exits 5 when a row is
+wrong.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "asof"))
 from oracle import AS_KNOWN, EVENT_TIME, History, Options, Question, Row
+from truth import right_answers
 
 
 def rows(wide: pl.DataFrame, names: list[str]) -> list[Row]:
@@ -40,10 +42,12 @@ def main() -> int:
     args = parser.parse_args()
     folder, names = args.dir / str(args.features), [f"f{n}" for n in range(args.features)]
     as_us = pl.selectors.datetime().dt.epoch("us")
-    wide = pl.read_parquet(folder / "wide.parquet").with_columns(as_us)
+    made = pl.read_parquet(folder / "wide.parquet")
+    wide = made.with_columns(as_us)
     asked = ["entity_id", "event_timestamp", "label"]
     got = pl.read_parquet(args.answers).select(*asked, *names).with_columns(as_us)
-    spine = pl.read_parquet(folder / "spine.parquet").with_columns(as_us).head(got.height)
+    asking = pl.read_parquet(folder / "spine.parquet").head(got.height)
+    spine = asking.with_columns(as_us)
     questions = [Question((entity,), at, {"label": label}) for entity, at, label in spine.rows()]
     mode = EVENT_TIME if args.mode == "event-time" else AS_KNOWN
     answered = History(rows(wide, names)).ask(questions, Options(tuple(names), mode))
@@ -53,14 +57,18 @@ def main() -> int:
     ]
     missing = Counter(wanted) - Counter(got.rows())
     wrong_rows = list(missing.elements())
+    truth = right_answers(made, asking, names, mode == AS_KNOWN)
+    truth = truth.select(*asked, *names).with_columns(as_us)
+    truth_wrong = (Counter(wanted) - Counter(truth.rows())).total()
     result = {
         "rows": got.height,
         "wrong_rows": len(wrong_rows),
         "in_order": got.select(asked).equals(spine.select(asked)),
+        "truth_wrong_rows": truth_wrong,
         "first_wrong": wrong_rows[:1],
     }
     print(json.dumps(result))
-    return 5 if wrong_rows else 0
+    return 5 if wrong_rows or truth_wrong else 0
 
 
 if __name__ == "__main__":

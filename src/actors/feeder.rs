@@ -8,7 +8,6 @@ use crate::{
     actors::{
         BatchAccumulator, RedisQueue,
         redis_queue::{rows, select},
-        replayer::quoted,
     },
     config::Config,
     messages::{
@@ -20,6 +19,7 @@ use crate::{
     },
     queue::{Keys, RedisLink},
     supervision::{Link, Undelivered},
+    text::sql_literal,
 };
 use anyhow::bail;
 use std::{
@@ -363,7 +363,7 @@ fn lost(abandoned: &mut UnboundedReceiver<Abandoned>, token: Token) -> bool {
 async fn next_pos(redis: &RedisLink, keys: &Keys, source: &SourceName) -> anyhow::Result<i64> {
     let sql = format!(
         "SELECT coalesce(arg_max(next_pos, source_no), 0) FROM sources WHERE source = {}",
-        quoted(&source.0)
+        sql_literal(&source.0)
     );
     let batches = select(redis, keys, sql).await?;
     Ok(rows(&batches).next().and_then(|row| row.int(0)).unwrap_or_default())

@@ -75,6 +75,21 @@ impl ClientArgs {
         self.answer(request).await
     }
 
+    /// Gets; the answer's body comes as it is made.
+    ///
+    /// # Errors
+    /// As [`ClientArgs::post_arrow`].
+    pub async fn get_stream(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        deadline: Duration,
+    ) -> Result<reqwest::Response, Failure> {
+        let url = reqwest::Url::parse_with_params(&format!("http://{}{path}", self.http), query)
+            .map_err(anyhow::Error::from)?;
+        self.stream(client(deadline)?.get(url)).await
+    }
+
     /// Posts an Arrow IPC stream; the answer's body comes as it is made.
     ///
     /// # Errors
@@ -93,6 +108,10 @@ impl ClientArgs {
             .post(url)
             .header("content-type", "application/vnd.apache.arrow.stream")
             .body(body);
+        self.stream(request).await
+    }
+
+    async fn stream(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() {

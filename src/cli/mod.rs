@@ -8,6 +8,7 @@ mod demo;
 mod dlq;
 mod failure;
 mod features;
+mod file_sink;
 mod generate;
 mod query;
 mod run;

@@ -7,7 +7,7 @@ mod load;
 mod stream;
 
 pub use load::{ConfigError, load};
-pub use stream::{FieldType, SchemaField, StreamConfig};
+pub use stream::{AsKnown, FieldType, SchemaField, StreamConfig};
 
 use crate::generate::Mix;
 use schemars::JsonSchema;
@@ -227,6 +227,9 @@ pub struct StoreConfig {
     pub memory_limit_mib: usize,
     /// DuckDB's threads.
     pub threads: usize,
+    /// Seconds between two comparisons of online values with DuckDB's newest on a sample of keys, told
+    /// as a metric; 0: never.
+    pub skew_every_s: u64,
 }
 
 impl Default for StoreConfig {
@@ -237,6 +240,7 @@ impl Default for StoreConfig {
             group_wait_ms: 20,
             memory_limit_mib: 2048,
             threads: 2,
+            skew_every_s: 300,
         }
     }
 }

@@ -34,6 +34,17 @@ impl FieldType {
     }
 }
 
+/// From when on rows of files count as known, in reads of what was known at an instant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AsKnown {
+    /// When they were stored.
+    #[default]
+    Arrival,
+    /// When they were made: history that is loaded later counts as if it had come then.
+    CreatedAt,
+}
+
 /// One declared field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaField {
@@ -74,6 +85,10 @@ pub struct StreamConfig {
     /// Seconds that a value read online may be old, unless the question says otherwise; none: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_s: Option<u64>,
+    /// From when on rows of uploaded files count as known: `"arrival"`, or `"created_at"` for history that
+    /// was made long before it is loaded. What comes from Kafka always counts from its arrival.
+    #[serde(default)]
+    pub as_known: AsKnown,
     /// Zone of timestamps that carry none; only `"UTC"`. Without it such timestamps are refused.
     #[serde(default)]
     pub timezone: Option<String>,
@@ -114,6 +129,7 @@ impl StreamConfig {
                 created_at: created_at(),
                 critical: Vec::new(),
                 max_age_s: None,
+                as_known: AsKnown::Arrival,
                 timezone: None,
                 future_tolerance_s: future_tolerance_s(),
                 params: serde_json::Map::new(),

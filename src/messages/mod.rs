@@ -11,6 +11,7 @@ mod control;
 mod dead_letter;
 mod features;
 mod permits;
+mod read;
 mod records;
 mod replay;
 mod script;
@@ -26,6 +27,7 @@ pub use dead_letter::{
 };
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};
+pub use read::{QueryBounds, ReadReply, ReadRequest, Skew};
 pub use records::{Credit, Payload, RECORD_OVERHEAD, Record, Records};
 pub use replay::{LetterToReplay, OfSource, RegisterReplay, ReplayHead, replayed_letters_schema};
 pub use script::{NoteScript, ScriptNoted, ScriptText};
@@ -33,6 +35,5 @@ pub use source::{Acknowledged, CloseSource, OpenSource, SourceOpened};
 pub use upload::{RegisterUpload, UploadRegistered};
 pub use write::{
     Applied, AppliedEntry, ChunkFile, DurablePart, DurableRows, EntryDuty, OnlineDuty, PartHeader,
-    PartVerdict, QueueEntry, QueueReply, QueueRequest, ReadReply, ReadRequest, Repair, WriteHeader,
-    WriteRequest,
+    PartVerdict, QueueEntry, QueueReply, QueueRequest, Repair, WriteHeader, WriteRequest,
 };

@@ -2,11 +2,11 @@
 
 use super::features::OnlineValue;
 use super::{
-    as_of::AsOfRequest,
     replay::RegisterReplay,
     script::{NoteScript, ScriptNoted},
     upload::{RegisterUpload, UploadRegistered},
 };
+use crate::config::AsKnown;
 use crate::protocol::{
     apply::Decision,
     source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName, Token},
@@ -63,6 +63,9 @@ pub struct WriteHeader {
     pub script_sha256: String,
     /// Redis' generation when the online values were written.
     pub generation: String,
+    /// From when on its rows count as known.
+    #[serde(default)]
+    pub as_known: AsKnown,
     /// One a source.
     pub parts: Vec<PartHeader>,
 }
@@ -297,40 +300,4 @@ pub struct Repair {
     pub newest: Option<(OnlineValue, u32)>,
     /// The newest value of the feature over all entities, likewise.
     pub newest_of_feature: Option<(OnlineValue, u32)>,
-}
-
-/// A read of DuckDB, through the queue.
-#[derive(Debug, Clone, Serialize, Deserialize, Message)]
-#[rtype(result = "()")]
-pub enum ReadRequest {
-    /// One SELECT.
-    Query {
-        /// Its text.
-        sql: String,
-    },
-    /// The audit of ledger, tables and online store.
-    Verify {
-        /// All batches, not only those since the last clean audit.
-        full: bool,
-    },
-    /// Questions about the past; they travel as rows beside the request.
-    AsOf(AsOfRequest),
-}
-
-/// What a read gives.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum ReadReply {
-    /// An Arrow IPC stream follows.
-    Arrow,
-    /// A JSON text follows.
-    Json,
-    /// An Arrow IPC stream follows, and another answer after it.
-    Piece,
-    /// Why it was refused or failed; the kind decides the HTTP status.
-    Failed {
-        /// The client's fault rather than the store's.
-        refused: bool,
-        /// One sentence.
-        reason: String,
-    },
 }

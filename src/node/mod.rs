@@ -66,6 +66,9 @@ impl FromStr for Role {
     }
 }
 
+/// How long an audit may take.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(60);
+
 /// What the HTTP and gRPC services see of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct NodeView {
@@ -120,12 +123,16 @@ pub struct Node {
 }
 
 impl NodeView {
-    /// Asks the store for one SELECT's rows, as an Arrow IPC stream.
+    /// Asks the store, and waits that long for its answer.
     ///
     /// # Errors
     /// A [`ReadReply::Failed`] comes back as such; an error means that nobody answered.
-    pub async fn read(&self, request: &ReadRequest) -> anyhow::Result<(ReadReply, Vec<u8>)> {
-        redis_queue::ask(self.redis()?, &self.keys, request, Duration::from_secs(60)).await
+    pub async fn read(
+        &self,
+        request: &ReadRequest,
+        patience: Duration,
+    ) -> anyhow::Result<(ReadReply, Vec<u8>)> {
+        redis_queue::ask(self.redis()?, &self.keys, request, patience).await
     }
 
     fn redis(&self) -> anyhow::Result<&RedisLink> {
@@ -164,10 +171,11 @@ impl NodeView {
             Some(ingest) => Some(self.committed_offsets(ingest).await?),
             None => None,
         };
-        let mut audit: Audit = match self.read(&ReadRequest::Verify { full }).await? {
-            (ReadReply::Failed { reason, .. }, _) => bail!("{reason}"),
-            (_, json) => serde_json::from_slice(&json)?,
-        };
+        let mut audit: Audit =
+            match self.read(&ReadRequest::Verify { full }, VERIFY_DEADLINE).await? {
+                (ReadReply::Failed { reason, .. }, _) => bail!("{reason}"),
+                (_, json) => serde_json::from_slice(&json)?,
+            };
         if let Some(committed) = committed {
             let positions = self.next_positions().await?;
             audit.checks.push(not_ahead(&committed, &positions));

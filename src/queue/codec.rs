@@ -219,6 +219,7 @@ mod tests {
             transform: "x".into(),
             script_sha256: "h".into(),
             generation: "g".into(),
+            as_known: crate::config::AsKnown::Arrival,
             parts: (0..parts).map(part).collect(),
         }
     }

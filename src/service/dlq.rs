@@ -2,11 +2,9 @@
 
 use super::http::problem;
 use crate::{
-    actors::{
-        redis_queue::select,
-        replayer::{Filter, quoted},
-    },
+    actors::{redis_queue::select, replayer::Filter},
     node::NodeView,
+    text::sql_literal,
 };
 use anyhow::Context as _;
 use arrow::{
@@ -99,7 +97,7 @@ async fn letter(
     let sql = format!(
         "SELECT {LETTER}, d.raw FROM {FROM} WHERE s.source = {} AND d.pos = {pos}
          ORDER BY d.source_no DESC LIMIT 1",
-        quoted(&source)
+        sql_literal(&source)
     );
     match rows(&view, sql).await.map(|mut letters| letters.pop()) {
         Ok(Some(mut letter)) => {

@@ -1,32 +1,40 @@
 //! What DuckDB holds of features and events, over HTTP: lists, history, lineage, the way of an event.
 
 use super::{dlq::rows, http::problem};
-use crate::{actors::replayer::quoted, node::NodeView};
+use crate::{
+    messages::{ReadReply, ReadRequest},
+    node::NodeView,
+    text::sql_literal,
+};
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Rows that a list has, unless it is told otherwise, and at most.
 const LISTED: usize = 100;
 const MOST_LISTED: usize = 100_000;
 
+/// How long a comparison may take; it waits while the online store is being rebuilt.
+const SKEW_PATIENCE: Duration = Duration::from_secs(120);
+
 /// The version order, greatest first.
 const NEWEST_FIRST: &str =
     "f.event_timestamp DESC, f.created_at DESC, f.source_no DESC, f.pos DESC, f.sub DESC";
 
 /// A value and where it came from; `committed_at` is when it became durable.
-const VALUE: &str = "f.entity_id, f.feature_name, f.value, f.event_timestamp, f.created_at, f.available_at,
+pub(super) const VALUE: &str = "f.entity_id, f.feature_name, f.value, f.event_timestamp, f.created_at, f.available_at,
     f.event_id::VARCHAR AS event_id, s.source, f.pos, f.sub, f.batch_seq, l.transform, l.script_sha256,
     l.node, l.committed_at";
 
-const VALUES: &str = "features_table f JOIN sources s USING (source_no)
+pub(super) const VALUES: &str = "features_table f JOIN sources s USING (source_no)
     LEFT JOIN ingest_ledger l ON l.batch_seq = f.batch_seq";
 
 /// The routes.
@@ -35,6 +43,7 @@ pub fn routes() -> Router<NodeView> {
         .route("/api/features", get(list))
         .route("/api/features/history", get(history))
         .route("/api/features/entities", get(entities))
+        .route("/api/features/skew", get(skew))
         .route("/api/trace", get(trace))
 }
 
@@ -61,6 +70,19 @@ struct HistoryParameters {
 struct EntitiesParameters {
     feature: String,
     limit: Option<usize>,
+}
+
+/// Parameters of `GET /api/features/skew`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SkewParameters {
+    keys: usize,
+}
+
+impl Default for SkewParameters {
+    fn default() -> Self {
+        Self { keys: 1_000 }
+    }
 }
 
 /// Parameters of `GET /api/trace`.
@@ -90,8 +112,8 @@ async fn list(
 
 /// Freshness is from the newest event timestamp to now.
 fn list_sql(like: Option<&str>) -> String {
-    let condition =
-        like.map_or_else(String::new, |like| format!("WHERE feature_name GLOB {}", quoted(like)));
+    let condition = like
+        .map_or_else(String::new, |like| format!("WHERE feature_name GLOB {}", sql_literal(like)));
     format!(
         "SELECT feature_name, count(*) AS n_rows, count(DISTINCT entity_id) AS n_entities,
                 count(*) - count(value) AS n_null, min(event_timestamp) AS first_seen,
@@ -109,12 +131,13 @@ async fn history(
 }
 
 fn history_sql(entity: &str, feature: Option<&str>, limit: usize) -> String {
-    let condition = feature
-        .map_or_else(String::new, |feature| format!("AND f.feature_name = {}", quoted(feature)));
+    let condition = feature.map_or_else(String::new, |feature| {
+        format!("AND f.feature_name = {}", sql_literal(feature))
+    });
     format!(
         "SELECT {VALUE} FROM {VALUES} WHERE f.entity_id = {} {condition}
          ORDER BY {NEWEST_FIRST} LIMIT {limit}",
-        quoted(entity)
+        sql_literal(entity)
     )
 }
 
@@ -133,8 +156,25 @@ fn entities_sql(feature: &str, limit: usize) -> String {
          FROM features_table f WHERE f.feature_name = {}
          QUALIFY row_number() OVER (PARTITION BY f.entity_id ORDER BY {NEWEST_FIRST}) = 1
          ORDER BY f.event_timestamp DESC, f.entity_id LIMIT {limit}",
-        quoted(feature)
+        sql_literal(feature)
     )
+}
+
+/// Compares the online values of a sample with DuckDB's newest.
+async fn skew(
+    State(view): State<NodeView>,
+    Query(SkewParameters { keys }): Query<SkewParameters>,
+) -> Response {
+    match view.read(&ReadRequest::Skew { keys }, SKEW_PATIENCE).await {
+        Ok((ReadReply::Json, json)) => {
+            ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+        }
+        Ok((ReadReply::Failed { reason, .. }, _)) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, reason)
+        }
+        Ok(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "an answer of another kind"),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
+    }
 }
 
 async fn trace(
@@ -182,7 +222,7 @@ fn trace_sql(event_id: Uuid) -> [String; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::messages::QueryBounds;
 
     /// A store with an entity whose newest value of `f` came first, and an event that died once.
     fn store() -> duckdb::Connection {
@@ -209,7 +249,9 @@ mod tests {
     }
 
     fn asked(sql: &str) -> Vec<Value> {
-        let bytes = crate::store::reader::query(&store(), sql, Duration::from_secs(10)).unwrap();
+        let bytes =
+            crate::store::reader::query(&store(), sql, QueryBounds::default(), 1 << 30, || false)
+                .unwrap();
         let reader =
             arrow::ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
         let mut writer = arrow::json::ArrayWriter::new(Vec::new());

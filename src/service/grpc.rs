@@ -2,28 +2,25 @@
 
 use crate::{
     actors::file_upload::UploadEndpoint,
-    messages::{ReadReply, ReadRequest},
     node::NodeView,
     proto::{
-        self, ArrowChunk, OnlineFeaturesReply, OnlineFeaturesRequest, QueryRequest, StatusReply,
-        StatusRequest,
+        self, ArrowChunk, HistoricalFeaturesReply, HistoricalFeaturesRequest, OnlineFeaturesReply,
+        OnlineFeaturesRequest, QueryRequest, StatusReply, StatusRequest,
         admin_service_server::{AdminService, AdminServiceServer},
         feature_service_server::{FeatureService, FeatureServiceServer},
         upload_service_server::UploadServiceServer,
     },
 };
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use tokio::net::TcpListener;
-use tonic::{Request, Response, Status, transport::server::TcpIncoming};
-
-/// Bytes a message of a streamed answer: well under gRPC's usual limit of 4 MiB.
-const CHUNK_BYTES: usize = 1 << 20;
+use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
 
 struct Reads(NodeView);
 
 #[tonic::async_trait]
 impl FeatureService for Reads {
     type QueryStream = BoxStream<'static, Result<ArrowChunk, Status>>;
+    type GetHistoricalFeaturesStream = BoxStream<'static, Result<HistoricalFeaturesReply, Status>>;
 
     async fn get_online_features(
         &self,
@@ -37,21 +34,16 @@ impl FeatureService for Reads {
         &self,
         request: Request<QueryRequest>,
     ) -> Result<Response<Self::QueryStream>, Status> {
-        let QueryRequest { sql } = request.into_inner();
-        match self.0.read(&ReadRequest::Query { sql }).await {
-            Ok((ReadReply::Failed { refused: true, reason }, _)) => {
-                Err(Status::invalid_argument(reason))
-            }
-            Ok((ReadReply::Failed { reason, .. }, _)) => Err(Status::internal(reason)),
-            Ok((_, bytes)) => {
-                let chunks: Vec<_> = bytes
-                    .chunks(CHUNK_BYTES)
-                    .map(|c| Ok(ArrowChunk { data: c.to_vec() }))
-                    .collect();
-                Ok(Response::new(stream::iter(chunks).boxed()))
-            }
-            Err(error) => Err(Status::unavailable(format!("{error:#}"))),
-        }
+        let answer = super::query::over_grpc(&self.0, request.into_inner());
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn get_historical_features(
+        &self,
+        request: Request<Streaming<HistoricalFeaturesRequest>>,
+    ) -> Result<Response<Self::GetHistoricalFeaturesStream>, Status> {
+        let answer = super::historical::over_grpc(&self.0, request.into_inner());
+        Ok(Response::new(answer.await?))
     }
 }
 
@@ -85,8 +77,10 @@ pub async fn serve(
         .add_service(UploadServiceServer::new(uploads))
         .add_service(FeatureServiceServer::new(Reads(view.clone())))
         .add_service(AdminServiceServer::new(Admin(view)));
+    // An answer of several writes would wait for the client's delayed acknowledgement.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(TcpIncoming::from(listener)).await {
+        if let Err(error) = server.serve_with_incoming(incoming).await {
             tracing::error!(%error, "the gRPC server ended");
         }
     }))

@@ -1,7 +1,6 @@
 //! The HTTP port: the page, the metrics, health, and the JSON interface that the command line uses.
 
 use crate::{
-    messages::{ReadReply, ReadRequest},
     node::NodeView,
     protocol::source::{AdoptAt, SourceName},
     report::Report,
@@ -13,6 +12,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::ListenerExt as _,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -22,14 +22,6 @@ use tokio::net::TcpListener;
 pub(super) const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
 /// The content type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Body of `POST /api/query`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct QueryBody {
-    /// One SELECT.
-    pub sql: String,
-}
 
 /// Body of `POST /api/sources/adopt`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,17 +60,24 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
             "/api/status",
             get(|State(view): State<NodeView>| async move { Json(view.status()) }),
         )
-        .route("/api/query", post(query))
         .route("/api/verify", post(verify))
         .route("/api/sources/adopt", post(adopt))
+        .merge(super::query::routes())
         .merge(super::dlq::routes())
         .merge(super::transforms::routes())
         .merge(super::uploads::routes())
         .merge(super::online::routes())
         .merge(super::features::routes())
+        .merge(super::export::routes())
         .merge(super::historical::routes())
         .with_state(view);
     tokio::spawn(async move {
+        // A streamed answer would wait for the client's delayed acknowledgement.
+        let listener = listener.tap_io(|connection| {
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(%error, "a connection stays slow");
+            }
+        });
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the HTTP server ended");
         }
@@ -130,18 +129,6 @@ async fn ready(State(view): State<NodeView>) -> Response {
 
 pub(super) fn problem(status: StatusCode, message: impl ToString) -> Response {
     (status, Json(serde_json::json!({ "error": message.to_string() }))).into_response()
-}
-
-async fn query(State(view): State<NodeView>, Json(QueryBody { sql }): Json<QueryBody>) -> Response {
-    match view.read(&ReadRequest::Query { sql }).await {
-        Ok((ReadReply::Failed { refused, reason }, _)) => {
-            let status =
-                if refused { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
-            problem(status, reason)
-        }
-        Ok((_, bytes)) => ([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response(),
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
-    }
 }
 
 async fn adopt(

@@ -1,16 +1,19 @@
 //! What a node answers over HTTP (axum) and gRPC (tonic).
 
 mod dlq;
+mod export;
 mod features;
 mod grpc;
 mod historical;
 mod http;
 mod online;
+mod query;
 mod transforms;
 mod uploads;
 
 pub use grpc::serve as grpc;
-pub use http::{AdoptBody, QueryBody, serve as http};
+pub use http::{AdoptBody, serve as http};
+pub use query::QueryBody;
 pub use transforms::{DeployBody, PauseBody, ReconfigureBody, ResumeBody, RollBackBody};
 
 use anyhow::Context;

@@ -2,13 +2,11 @@
 
 use super::{dlq::rows, http::problem};
 use crate::{
-    actors::{
-        replayer::quoted,
-        transform_deployer::{Wish, WishError, history},
-    },
+    actors::transform_deployer::{Wish, WishError, history},
     messages::ScriptText,
     node::NodeView,
     python::HelperModule,
+    text::sql_literal,
 };
 use anyhow::Context as _;
 use axum::{
@@ -124,7 +122,7 @@ async fn events(
     State(view): State<NodeView>,
     Query(HistoryParameters { stream, limit }): Query<HistoryParameters>,
 ) -> Response {
-    let of = stream.map_or_else(|| "true".to_owned(), |s| format!("stream = {}", quoted(&s)));
+    let of = stream.map_or_else(|| "true".to_owned(), |s| format!("stream = {}", sql_literal(&s)));
     let limit = limit.unwrap_or(100).min(MOST_EVENTS);
     let sql = format!(
         "SELECT seq, stream, action, script_sha256 AS version, from_sha256 AS \"from\", reason, params, trial,

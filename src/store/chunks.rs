@@ -5,6 +5,7 @@
 
 use super::{StoreError, columns::Placement};
 use crate::{
+    config::AsKnown,
     messages::{ChunkFile, feature_row_schema},
     spool::is_plain,
 };
@@ -68,14 +69,19 @@ pub(super) fn insert(
     place: Placement<'_>,
     n_rows: i64,
 ) -> Result<(), StoreError> {
-    let Placement { batch_seq, source_no, stamp_us, .. } = place;
+    let Placement { batch_seq, source_no, stamp_us, as_known, .. } = place;
+    let stamp = format!("make_timestamptz({stamp_us}::BIGINT)");
+    let known = match as_known {
+        AsKnown::Arrival => stamp,
+        AsKnown::CreatedAt => format!("least(created_at, {stamp})"),
+    };
     // Without the step between, DuckDB builds row groups side by side and puts them together again,
     // which takes longer than the insert itself.
     let sql = format!(
         "INSERT INTO features_table
          WITH chunk AS MATERIALIZED (
              SELECT entity_id, feature_name, value, event_timestamp, created_at, event_id::UUID,
-                    greatest(event_timestamp, make_timestamptz({stamp_us}::BIGINT)),
+                    greatest(event_timestamp, {known}),
                     {batch_seq}::BIGINT, {source_no}::INTEGER, pos, sub
              FROM {})
          FROM chunk",

@@ -5,13 +5,16 @@ use arrow::{
         Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray,
         TimestampMicrosecondArray,
     },
-    compute::kernels::arity::unary,
+    compute::kernels::arity::{binary, unary},
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
     error::ArrowError,
 };
 use std::sync::{Arc, LazyLock};
 
-use crate::messages::{dead_letter_schema, feature_row_schema};
+use crate::{
+    config::AsKnown,
+    messages::{dead_letter_schema, feature_row_schema},
+};
 
 /// What is the same for all rows of a part.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +25,8 @@ pub struct Placement<'a> {
     pub source_no: i32,
     /// The transaction's stamp, UTC microseconds.
     pub stamp_us: i64,
+    /// From when on its rows count as known.
+    pub as_known: AsKnown,
     /// The script's version.
     pub script_sha256: &'a str,
 }
@@ -69,18 +74,28 @@ fn dead_letters_schema() -> SchemaRef {
 }
 
 /// Feature rows as `features_table` wants them. A row becomes known when it is true and stored:
-/// `available_at = greatest(event_timestamp, stamp)`.
+/// `available_at = greatest(event_timestamp, stamp)`; where it counts from when it was made,
+/// `greatest(event_timestamp, least(created_at, stamp))`.
 ///
 /// # Errors
 /// When `rows` is not in [`feature_row_schema`].
 pub fn feature_rows(rows: &RecordBatch, place: Placement<'_>) -> Result<RecordBatch, ArrowError> {
     let n = rows.num_rows();
-    let event_timestamps = rows
-        .column(3)
-        .as_primitive_opt::<TimestampMicrosecondType>()
-        .ok_or_else(|| ArrowError::SchemaError("event_timestamp is not in microseconds".into()))?;
-    let available: TimestampMicrosecondArray =
-        unary(event_timestamps, |event_us| event_us.max(place.stamp_us));
+    let instants = |i: usize| {
+        rows.column(i).as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(|| {
+            ArrowError::SchemaError(format!(
+                "{} is not in microseconds",
+                rows.schema().field(i).name()
+            ))
+        })
+    };
+    let (event_timestamps, stamp_us) = (instants(3)?, place.stamp_us);
+    let available: TimestampMicrosecondArray = match place.as_known {
+        AsKnown::Arrival => unary(event_timestamps, |event_us| event_us.max(stamp_us)),
+        AsKnown::CreatedAt => binary(event_timestamps, instants(4)?, |event_us, created_us| {
+            event_us.max(created_us.min(stamp_us))
+        })?,
+    };
     let mut columns: Vec<ArrayRef> = rows.columns()[0..6].to_vec();
     columns.push(Arc::new(available.with_timezone("UTC")));
     columns.push(Arc::new(Int64Array::from_value(place.batch_seq, n)));

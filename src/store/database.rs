@@ -77,7 +77,7 @@ impl Database {
         schema::create(&connection).map_err(|e| open_error(&self.options.file, &e))?;
         let for_readers = connection.try_clone().map_err(StoreError::of_statement)?;
         self.connection = Some(connection);
-        self.readers.open(for_readers);
+        self.readers.open(for_readers, self.options.memory_limit_mib << 20);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::{StoreError, chunks, columns, sources::exactly_one};
 use crate::{
+    config::AsKnown,
     messages::{PartHeader, WriteRequest},
     protocol::{apply::Watermarks, source::SourceName},
 };
@@ -65,6 +66,11 @@ impl<'a> Group<'a> {
             batch_seq: self.next_batch_seq,
             source_no,
             stamp_us: self.stamp_us,
+            // Only files are history.
+            as_known: match part.source.is_upload() {
+                true => write.header.as_known,
+                false => AsKnown::Arrival,
+            },
             script_sha256: &write.header.script_sha256,
         };
         if let Some(path) = chunk {

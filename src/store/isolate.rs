@@ -5,6 +5,7 @@
 //! either kept or dead, never both.
 
 use super::{StoreError, columns, group};
+use crate::config::AsKnown;
 use crate::messages::{DeadLetter, Stage, WriteRequest, dead_letter_schema, dead_letters_to_arrow};
 use arrow::{
     array::{Array, AsArray, BooleanArray, RecordBatch},
@@ -115,6 +116,7 @@ fn trial(
         batch_seq: 0,
         source_no: 0,
         stamp_us: 0,
+        as_known: AsKnown::Arrival,
         script_sha256: &write.header.script_sha256,
     };
     let rows = columns::feature_rows(&write.rows[i].slice(offset, len), place)?;

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     messages::{OnlineValue, Repair, Stage},
     protocol::{source::Position, version::Version},
+    text,
 };
 use duckdb::{Connection, Row, ToSql, params};
 
@@ -152,6 +153,42 @@ fn all_values(
         true
     })?;
     Ok(all)
+}
+
+/// The newest values of a random sample of keys, of features that `is_critical` says are (source, then
+/// name). Each row of the history is as likely to name its key.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn sampled(
+    connection: &Connection,
+    keys: usize,
+    is_critical: &dyn Fn(&str, &str) -> bool,
+) -> Result<Vec<NewestValue>, StoreError> {
+    let sql =
+        "SELECT DISTINCT source, feature_name FROM features_table JOIN sources USING (source_no)";
+    let mut statement = connection.prepare(sql).map_err(StoreError::of_statement)?;
+    let known = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+    let known = known.and_then(Iterator::collect::<duckdb::Result<Vec<(String, String)>>>);
+    let mut features: Vec<String> = known
+        .map_err(StoreError::of_statement)?
+        .into_iter()
+        .filter(|(source, feature)| is_critical(source, feature))
+        .map(|(_, feature)| text::sql_literal(&feature))
+        .collect();
+    features.sort_unstable();
+    features.dedup();
+    if features.is_empty() {
+        return Ok(Vec::new());
+    }
+    let condition = format!(
+        "(entity_id, feature_name) IN (
+             SELECT (entity_id, feature_name) FROM (
+                 SELECT entity_id, feature_name FROM features_table WHERE feature_name IN ({})
+             ) USING SAMPLE reservoir({keys} ROWS))",
+        features.join(", ")
+    );
+    all_values(connection, &condition, params![])
 }
 
 /// What the online store needs when these rows were refused.

@@ -7,7 +7,10 @@
 use duckdb::{Connection, InterruptHandle};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock, TryLockError},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, TryLockError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,8 @@ struct Gate {
     /// Held for reading as long as a question runs, for writing while the database is closed.
     source: RwLock<Option<Mutex<Connection>>>,
     running: Mutex<Running>,
+    /// DuckDB's, in bytes.
+    memory_limit: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -77,8 +82,15 @@ impl Readers {
         Ok(work(&connection))
     }
 
+    /// DuckDB's memory limit, in bytes.
+    #[must_use]
+    pub fn memory_limit(&self) -> usize {
+        self.0.memory_limit.load(Ordering::Relaxed)
+    }
+
     /// Lets readers in.
-    pub(super) fn open(&self, connection: Connection) {
+    pub(super) fn open(&self, connection: Connection, memory_limit: usize) {
+        self.0.memory_limit.store(memory_limit, Ordering::Relaxed);
         *self.0.source.write().unwrap_or_else(PoisonError::into_inner) =
             Some(Mutex::new(connection));
         self.running().closing = false;
@@ -132,7 +144,7 @@ mod tests {
     fn closing_interrupts_the_questions_and_waits_for_them() {
         let readers = Readers::default();
         assert!(readers.with(|_| ()).is_err());
-        readers.open(Connection::open_in_memory().unwrap());
+        readers.open(Connection::open_in_memory().unwrap(), 1 << 30);
         let (started, has_started) = std::sync::mpsc::channel();
         let asking = {
             let readers = readers.clone();
@@ -148,7 +160,7 @@ mod tests {
         readers.close();
         assert!(asking.join().unwrap().unwrap(), "it was interrupted");
         assert!(readers.with(|_| ()).is_err());
-        readers.open(Connection::open_in_memory().unwrap());
+        readers.open(Connection::open_in_memory().unwrap(), 1 << 30);
         assert!(readers.with(|_| ()).is_ok());
     }
 }

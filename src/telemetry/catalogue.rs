@@ -137,6 +137,8 @@ pub const UPLOAD_BYTES: &str = "millstream_upload_bytes_total";
 pub const SPOOL_BYTES: &str = "millstream_spool_bytes";
 /// Pieces of files whose features went to the store as Parquet.
 pub const UPLOAD_CHUNKS: &str = "millstream_upload_chunks_total";
+/// Keys of samples, by how their online value stands to the newest one in DuckDB.
+pub const SKEW_KEYS: &str = "millstream_skew_keys_total";
 /// Whether a component is ready.
 pub const READY: &str = "millstream_ready";
 /// Version and commit of the program.
@@ -222,6 +224,12 @@ pub const CATALOGUE: &[Metric] = &[
     counter(DUCKDB_ROWS, "duckdb_writer", "Feature rows committed."),
     gauge(DUCKDB_FILE, "duckdb_writer", "Size of the database file and its log."),
     counter(LEDGER_REJECTS, "duckdb_writer", "Parts of writes that were not applied, by answer."),
+    counter(
+        SKEW_KEYS,
+        "redis_queue",
+        "Keys of samples that were compared: their online value is equal to the newest in DuckDB, ahead of it, \
+         behind it, missing, different, or unreadable.",
+    ),
     gauge(READY, "", "1 while the component is ready."),
     gauge(BUILD_INFO, "", "1; version of the program."),
 ];

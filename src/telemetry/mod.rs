@@ -107,6 +107,9 @@ fn start_at_zero() {
     for answer in ["duplicate", "gap", "overlap", "fenced"] {
         counter!(m::LEDGER_REJECTS, "answer" => answer).increment(0);
     }
+    for result in ["equal", "ahead", "behind", "missing", "different", "unreadable"] {
+        counter!(m::SKEW_KEYS, "result" => result).increment(0);
+    }
     for result in ["accepted", "duplicate", "refused"] {
         counter!(m::UPLOADS, "result" => result).increment(0);
     }

@@ -104,19 +104,26 @@ fn answered(
     let mut told = vec![Vec::new(); instants.len()];
     // A connection serves one question, as in a node.
     let connection = store.try_clone().unwrap();
-    as_of(&connection, questions, &options.request, DEADLINE, |batch| {
-        let (values, times) = (
-            batch.column(0).as_primitive::<Float64Type>(),
-            batch.column(1).as_primitive::<Int64Type>(),
-        );
-        for (i, at) in instants.iter().enumerate() {
-            let value = values.is_valid(i).then(|| values.value(i));
-            let time = times.is_valid(i).then(|| times.value(i));
-            let (status, value) = Status::of(time.map(|t| (value, t)), *at, options.max_age_us);
-            told[i].push((value.map(f64::to_bits), status.name().to_owned(), time));
-        }
-        true
-    })?;
+    as_of(
+        &connection,
+        questions,
+        &options.request,
+        DEADLINE,
+        || false,
+        |batch| {
+            let (values, times) = (
+                batch.column(0).as_primitive::<Float64Type>(),
+                batch.column(1).as_primitive::<Int64Type>(),
+            );
+            for (i, at) in instants.iter().enumerate() {
+                let value = values.is_valid(i).then(|| values.value(i));
+                let time = times.is_valid(i).then(|| times.value(i));
+                let (status, value) = Status::of(time.map(|t| (value, t)), *at, options.max_age_us);
+                told[i].push((value.map(f64::to_bits), status.name().to_owned(), time));
+            }
+            true
+        },
+    )?;
     Ok(told)
 }
 
@@ -233,10 +240,17 @@ fn a_question_looks_up_to_a_commit_and_the_last_one_unless_it_says() {
         let connection = store.try_clone().unwrap();
         let request = AsOfRequest { features: vec!["f".into()], mode, strict: false, watermark };
         let mut value = None;
-        let looked = as_of(&connection, &questions.0, &request, DEADLINE, |batch| {
-            value = Some(batch.column(0).as_primitive::<Float64Type>().value(0));
-            true
-        });
+        let looked = as_of(
+            &connection,
+            &questions.0,
+            &request,
+            DEADLINE,
+            || false,
+            |batch| {
+                value = Some(batch.column(0).as_primitive::<Float64Type>().value(0));
+                true
+            },
+        );
         (value.unwrap(), looked.unwrap())
     };
     let first = Watermark { stamp_us: 100, batch_seq: 1 };
@@ -261,10 +275,10 @@ fn what_takes_too_long_or_is_too_much_ends_with_an_error() {
         )
         .unwrap();
     let questions = questions(&[serde_json::json!({ "entity": ["u"], "at_us": 1_000 })]);
-    let options = options(&Value::Null, &Value::from(vec!["f"; 20]), i64::MAX);
+    let options = options(&Value::Null, &Value::from(vec!["f"]), i64::MAX);
     let ask = |deadline| {
         let connection = store.try_clone().unwrap();
-        as_of(&connection, &questions.0, &options.request, deadline, |_| true)
+        as_of(&connection, &questions.0, &options.request, deadline, || false, |_| true)
     };
     for deadline in [Duration::ZERO, Duration::from_millis(5)] {
         let late = ask(deadline).unwrap_err();
@@ -272,6 +286,47 @@ fn what_takes_too_long_or_is_too_much_ends_with_an_error() {
     }
     // The thread that was interrupted goes on to answer others.
     assert!(ask(DEADLINE).is_ok());
+}
+
+/// More rows than DuckDB hands over at once: of many entities, then of one.
+#[test]
+fn a_long_history_is_fetched_in_pieces_and_none_is_lost_or_doubled() {
+    const ROWS: i64 = 3_000_000;
+    for n_entities in [1, 20_000] {
+        let store = store(&[]);
+        store
+            .execute_batch(&format!(
+                "INSERT INTO features_table
+                 SELECT 'u' || i % {n_entities}, 'f' || i % 2, i, make_timestamptz(i), make_timestamptz(i), NULL,
+                        make_timestamptz(i), 1 + i // 7000, 1, i, 0
+                 FROM range({ROWS}) t(i);
+                 INSERT INTO ingest_ledger
+                 SELECT 1 + i, 1, 1, i * 7000, least((i + 1) * 7000, {ROWS}), 7000, 7000, 0, 0,
+                        least(7000, {ROWS} - i * 7000), 's', 'v', 'n', now()
+                 FROM range(({ROWS} + 6999) // 7000) t(i)"
+            ))
+            .unwrap();
+        let asked =
+            |i: i64| serde_json::json!({ "entity": [format!("u{}", i % n_entities)], "at_us": i });
+        let instants: Vec<i64> = (0..40_000).map(|i| i * 75 + i % 75).collect();
+        let spine: Vec<Value> = instants.iter().map(|i| asked(*i)).collect();
+        let last = (ROWS - 1) / 7000 + 1;
+        let watermark = Some(Watermark { stamp_us: i64::MAX, batch_seq: last });
+        let mut options = options(&Value::Null, &Value::from(vec!["f0", "f1"]), i64::MAX);
+        options.request.watermark = watermark;
+        let told = answered(&store, &questions(&spine), &options).unwrap();
+        for (at, told) in instants.iter().zip(told) {
+            // Every entity has values of one feature alone, where there are more entities than one.
+            let newest = |feature: i64| {
+                (0..2 * n_entities)
+                    .map(|k| at - k)
+                    .find(|i| *i >= 0 && i % n_entities == at % n_entities && i % 2 == feature)
+            };
+            let expected = [0, 1].map(newest);
+            let got: Vec<_> = told.iter().map(|(_, _, at)| *at).collect();
+            assert_eq!(got, expected, "{n_entities} entities, at {at}");
+        }
+    }
 }
 
 #[test]

@@ -44,7 +44,11 @@ fn health_readiness_reads_and_uploads() {
 
         let mut reads = FeatureServiceClient::connect(url.clone()).await.unwrap();
         let sql = "SELECT 41 + 1 AS answer".to_owned();
-        let mut chunks = reads.query(QueryRequest { sql }).await.unwrap().into_inner();
+        let mut chunks = reads
+            .query(QueryRequest { sql, ..QueryRequest::default() })
+            .await
+            .unwrap()
+            .into_inner();
         let mut bytes = Vec::new();
         while let Some(chunk) = chunks.message().await.unwrap() {
             bytes.extend(chunk.data);

@@ -111,6 +111,7 @@ fn write(
         transform: "x".into(),
         script_sha256: "abc".into(),
         generation: "another".into(),
+        as_known: millstream::config::AsKnown::Arrival,
         parts: vec![part],
     };
     let rows = if chunk.is_some() { rows(0, 0) } else { rows(from, to) };

@@ -3,12 +3,12 @@
 
 use super::thread::Job;
 use crate::{
-    messages::{AsOfRequest, Watermark},
+    messages::{AsOfRequest, QueryBounds, Watermark},
     protocol::source::Position,
     store::{
         StoreError, as_of,
         audit::{Audit, audit, audited_to},
-        newest::{NewestValue, Piece, newest_of_part, newest_values, replay},
+        newest::{NewestValue, Piece, newest_of_part, newest_values, replay, sampled},
         reader::{self, ReadError},
         readers::Readers,
     },
@@ -21,23 +21,24 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// How long one query of a client may take.
-const QUERY_DEADLINE: Duration = Duration::from_secs(20);
-
 /// How long questions about the past may take.
 const AS_OF_DEADLINE: Duration = Duration::from_secs(300);
 
 /// The books, and the newest value of every feature.
 pub type Audited = (Audit, Vec<NewestValue>);
 
+/// Whether a feature (second) from a source (first) is critical.
+pub type IsCritical = Box<dyn Fn(&str, &str) -> bool + Send>;
+
 /// Something to read.
-#[derive(Debug)]
 pub enum ReadJob {
     /// One SELECT.
     Query {
         /// Its text.
         sql: String,
-        /// The Arrow IPC stream.
+        /// What it may cost.
+        bounds: QueryBounds,
+        /// The Arrow IPC stream; dropping the receiver ends the reading.
         done: oneshot::Sender<Result<Vec<u8>, ReadError>>,
     },
     /// The audit and what the online store must hold.
@@ -56,6 +57,15 @@ pub enum ReadJob {
         /// The position after the last.
         to: Position,
         /// The newest value of every feature.
+        done: oneshot::Sender<Result<Vec<NewestValue>, StoreError>>,
+    },
+    /// The newest values of a sample of critical keys.
+    Sample {
+        /// So many keys at most.
+        keys: usize,
+        /// Whether a feature from a source is critical.
+        is_critical: IsCritical,
+        /// Their newest values.
         done: oneshot::Sender<Result<Vec<NewestValue>, StoreError>>,
     },
     /// Questions about the past.
@@ -78,6 +88,13 @@ pub enum ReadJob {
     },
 }
 
+impl ReadJob {
+    /// Whether the store itself waits for it before it answers writes.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self, Self::Part { .. } | Self::Replay { .. })
+    }
+}
+
 /// Answers questions until the last sender of them is gone.
 pub(super) fn read_loop(readers: &Readers, jobs: &Receiver<ReadJob>, writer: &Sender<Job>) {
     while let Ok(job) = jobs.recv() {
@@ -92,9 +109,10 @@ pub(super) fn read_loop(readers: &Readers, jobs: &Receiver<ReadJob>, writer: &Se
 /// Whoever asked may have stopped waiting; then nobody wants the answer.
 fn answer(readers: &Readers, job: ReadJob, writer: &Sender<Job>) {
     match job {
-        ReadJob::Query { sql, done } => {
+        ReadJob::Query { sql, bounds, done } => {
+            let (is_gone, memory) = (|| done.is_closed(), readers.memory_limit());
             let answer = readers
-                .with(|connection| reader::query(connection, &sql, QUERY_DEADLINE))
+                .with(|connection| reader::query(connection, &sql, bounds, memory, is_gone))
                 .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())));
             let _ = done.send(answer);
         }
@@ -119,12 +137,20 @@ fn answer(readers: &Readers, job: ReadJob, writer: &Sender<Job>) {
                 .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
             let _ = done.send(found);
         }
+        ReadJob::Sample { keys, is_critical, done } => {
+            let sampled = readers
+                .with(|connection| sampled(connection, keys, &*is_critical))
+                .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
+            let _ = done.send(sampled);
+        }
         ReadJob::AsOf { request, questions, answers, done } => {
             let answered = only_batch(&questions).and_then(|questions| {
                 readers
                     .with(|connection| {
                         let told = |batch| answers.send(batch).is_ok();
-                        as_of::as_of(connection, &questions, &request, AS_OF_DEADLINE, told)
+                        let is_gone = || answers.is_closed();
+                        let deadline = AS_OF_DEADLINE;
+                        as_of::as_of(connection, &questions, &request, deadline, is_gone, told)
                     })
                     .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())))
             });

@@ -25,8 +25,8 @@ use std::{
     time::Duration,
 };
 
-/// Reading threads: a long audit must not hold up a short question.
-const READERS: usize = 2;
+/// Threads that read for clients: a long audit must not hold up a short question.
+const CLIENT_READERS: usize = 2;
 
 /// What the writer thread needs.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ pub(super) enum Job {
 pub struct WriterThread {
     jobs: Sender<Job>,
     reads: Sender<ReadJob>,
+    own_reads: Sender<ReadJob>,
     stopping: Arc<AtomicBool>,
     database_id: String,
     durable_to: Arc<AtomicI64>,
@@ -80,14 +81,16 @@ impl WriterThread {
 
         let (jobs, received) = crossbeam_channel::unbounded();
         let (reads, to_read) = crossbeam_channel::unbounded();
+        // What answers to writes wait for has a thread of its own.
+        let (own_reads, own_to_read) = crossbeam_channel::unbounded();
         let open_error = |e: std::io::Error| StoreError::Open {
             file: file.display().to_string(),
             reason: e.to_string(),
         };
         let note = AttemptNote::open(&file).map_err(open_error)?;
-        for number in 0..READERS {
-            let readers = writer.database().readers();
-            let (to_read, audited) = (to_read.clone(), jobs.clone());
+        let client_readers = std::iter::repeat_n(to_read, CLIENT_READERS);
+        for (number, to_read) in client_readers.chain([own_to_read]).enumerate() {
+            let (readers, audited) = (writer.database().readers(), jobs.clone());
             // They end when the last sender of reads is gone; nothing waits for them.
             std::thread::Builder::new()
                 .name(format!("duckdb-reader-{number}"))
@@ -111,7 +114,7 @@ impl WriterThread {
             })
             .map_err(open_error)?;
         let writing = Mutex::new(Some(writing));
-        Ok(Self { jobs, reads, stopping, database_id, durable_to, writing })
+        Ok(Self { jobs, reads, own_reads, stopping, database_id, durable_to, writing })
     }
 
     /// The database's own name.
@@ -135,7 +138,7 @@ impl WriterThread {
     /// Has something read.
     pub fn read(&self, job: ReadJob) {
         // A thread that ended drops the job, which its asker notices.
-        let _ = self.reads.send(job);
+        let _ = if job.is_own() { self.own_reads.send(job) } else { self.reads.send(job) };
     }
 
     /// Closes the database in order and waits for the writer's end. Blocks.

@@ -1,13 +1,11 @@
 //! What the store knows of uploads.
 
 use crate::{
-    actors::{
-        redis_queue::{Row, rows, select},
-        replayer::quoted,
-    },
+    actors::redis_queue::{Row, rows, select},
     files::{Compression, FileFormat, FileKind},
     proto::UploadStatus,
     queue::{Keys, RedisLink},
+    text::sql_literal,
 };
 
 /// The store has the rows' file; not all of them are in DuckDB yet.
@@ -92,8 +90,8 @@ fn found(row: Row<'_>) -> Found {
 /// When the store cannot be asked.
 pub async fn find(redis: &RedisLink, keys: &Keys, which: &Which) -> anyhow::Result<Option<Found>> {
     let condition = match which {
-        Which::Id(id) => format!("u.upload_id = {}", quoted(id)),
-        Which::Key(key) => format!("u.idempotency_key = {}", quoted(key)),
+        Which::Id(id) => format!("u.upload_id = {}", sql_literal(id)),
+        Which::Key(key) => format!("u.idempotency_key = {}", sql_literal(key)),
     };
     let batches = select(redis, keys, find_sql(&condition, 1)).await?;
     Ok(rows(&batches).next().map(found))
@@ -108,7 +106,7 @@ pub async fn find_all(
     keys: &Keys,
     ids: &[String],
 ) -> anyhow::Result<Vec<Found>> {
-    let names = ids.iter().map(|id| quoted(id)).collect::<Vec<_>>().join(", ");
+    let names = ids.iter().map(|id| sql_literal(id)).collect::<Vec<_>>().join(", ");
     let condition = format!("u.upload_id IN ({names})");
     let batches = select(redis, keys, find_sql(&condition, ids.len())).await?;
     Ok(rows(&batches).map(found).collect())
@@ -148,7 +146,7 @@ fn unfinished_sql(owner: &str) -> String {
          WHERE u.owner = {} AND coalesce(s.next_pos, 0) < u.rows
            AND (s.halted IS NULL OR s.adopt IS NOT NULL)
          ORDER BY u.registered_at, u.upload_id",
-        quoted(owner)
+        sql_literal(owner)
     )
 }
 
@@ -220,8 +218,8 @@ mod tests {
     }
 
     fn asked(sql: &str) -> Vec<RecordBatch> {
-        let deadline = std::time::Duration::from_secs(10);
-        let bytes = crate::store::reader::query(&store(), sql, deadline).unwrap();
+        let bounds = crate::messages::QueryBounds::default();
+        let bytes = crate::store::reader::query(&store(), sql, bounds, 1 << 30, || false).unwrap();
         let reader =
             arrow::ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
         reader.map(Result::unwrap).filter(|batch| batch.num_rows() > 0).collect()

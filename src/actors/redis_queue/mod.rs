@@ -14,6 +14,7 @@
 
 mod answering;
 mod durable;
+mod online_check;
 mod operator;
 mod parts;
 mod plain_writes;
@@ -25,10 +26,11 @@ mod server;
 mod transport;
 
 pub use durable::DurablePositions;
+pub use online_check::verify_online;
 pub use operator::{adopt, note_script, register_upload, request};
 pub use parts::QueueParts;
 pub use plain_writes::{Owed, PlainWrites};
-pub use reads::{Question, ask, select, verify_online};
+pub use reads::{Question, ask, select};
 pub use rows::{Row, rows};
 pub use sender::RedisQueue;
 pub use server::RedisQueueServer;

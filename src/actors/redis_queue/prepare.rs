@@ -2,6 +2,7 @@
 
 use super::sender::{METER, Outgoing, SentPart};
 use crate::{
+    config::AsKnown,
     messages::{FeatureBatch, FeaturePart, PartHeader, WriteHeader},
     protocol::window::PartRange,
     queue::encode_write,
@@ -65,6 +66,7 @@ pub(super) fn prepare(
     batch: FeatureBatch,
     node: String,
     generation: String,
+    as_known: AsKnown,
     spool: Option<&ChunkSpool>,
 ) -> anyhow::Result<(Vec<PartRange>, Outgoing)> {
     let chunks: Vec<Option<Chunk>> =
@@ -74,6 +76,7 @@ pub(super) fn prepare(
         transform: batch.transform,
         script_sha256: batch.script_sha256,
         generation,
+        as_known,
         parts: batch
             .parts
             .iter()
@@ -198,7 +201,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = ChunkSpool::new(dir.path(), "n").unwrap();
         assert!(wants_chunks(&batch()));
-        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), Some(&spool)).unwrap();
+        let (_, outgoing) =
+            prepare(batch(), "n".into(), "g".into(), AsKnown::Arrival, Some(&spool)).unwrap();
         assert_eq!(files(&outgoing), [false, false, true]);
         let path = outgoing.parts[2].chunk.as_ref().unwrap().path().to_owned();
         assert!(path.is_file());
@@ -208,12 +212,14 @@ mod tests {
 
     #[test]
     fn without_a_spool_that_can_be_written_rows_go_over_the_queue() {
-        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), None).unwrap();
+        let (_, outgoing) =
+            prepare(batch(), "n".into(), "g".into(), AsKnown::Arrival, None).unwrap();
         assert_eq!(files(&outgoing), [false; 3]);
         let dir = tempfile::tempdir().unwrap();
         let spool = ChunkSpool::new(dir.path(), "n").unwrap();
         std::fs::remove_dir(dir.path().join("chunks")).unwrap();
-        let (_, outgoing) = prepare(batch(), "n".into(), "g".into(), Some(&spool)).unwrap();
+        let (_, outgoing) =
+            prepare(batch(), "n".into(), "g".into(), AsKnown::Arrival, Some(&spool)).unwrap();
         assert_eq!(files(&outgoing), [false; 3]);
     }
 }

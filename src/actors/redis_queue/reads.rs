@@ -4,19 +4,16 @@
 //! `head` (JSON) and, for questions about the past, `rows` (an Arrow IPC stream). Its answer is one
 //! element, or several of which all but the last are pieces: a JSON header line, then the bytes.
 
-use super::server::{BLOCK, ensure_group, read_entries};
+use super::{
+    online_check::{skew, verify_online, wait_complete},
+    server::{BLOCK, ensure_group, read_entries},
+};
 use crate::{
     actors::duckdb_writer::{ReadJob, WriterThread},
-    config::{Config, StreamConfig},
-    messages::{AsOfRequest, OnlineValue, ReadReply, ReadRequest},
-    online,
-    protocol::version::Version,
+    config::Config,
+    messages::{AsOfRequest, QueryBounds, ReadReply, ReadRequest},
     queue::{self, Keys, RETRY, RedisLink, STORE_GROUP},
-    store::{
-        audit::{Audit, Check},
-        newest::NewestValue,
-        reader::ReadError,
-    },
+    store::{audit::Audit, reader::ReadError},
 };
 use anyhow::{Context as _, bail};
 use arrow::{
@@ -33,8 +30,6 @@ use uuid::Uuid;
 
 /// Seconds that an answer waits to be fetched.
 const ANSWER_TTL_S: i64 = 120;
-/// How long a check of the online store waits while it is being rebuilt.
-const REBUILD_WAIT: Duration = Duration::from_secs(40);
 /// Reads that one trip takes at most.
 const READS_A_TRIP: usize = 2;
 /// How long a question of the program itself may take.
@@ -44,8 +39,10 @@ const PIECES_AHEAD: usize = 2;
 const PIECE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether they were.
 const PIECE_LOOK: Duration = Duration::from_millis(2);
-/// Keys that one round trip of the online check asks for.
-const ONLINE_A_TRIP: usize = 2_000;
+/// How often it is looked whether anybody still waits for the answer of a query.
+const GONE_LOOK: Duration = Duration::from_millis(100);
+/// Keys that a skew check compares at most.
+const MOST_SKEW_KEYS: usize = 100_000;
 
 /// Asks the store and waits for its answer.
 ///
@@ -62,6 +59,7 @@ pub async fn ask(
 
 /// A question that was put, and whose answers are waited for.
 pub struct Question {
+    redis: RedisLink,
     connection: MultiplexedConnection,
     keys: Keys,
     id: String,
@@ -94,7 +92,8 @@ impl Question {
             put.arg("rows").arg(rows);
         }
         let id = put.query_async(&mut connection).await?;
-        Ok(Self { connection, keys: keys.clone(), id, reply_to, patience, is_done: false })
+        let (redis, keys) = (redis.clone(), keys.clone());
+        Ok(Self { redis, connection, keys, id, reply_to, patience, is_done: false })
     }
 
     /// The next answer. After [`ReadReply::Piece`] there is another.
@@ -127,9 +126,18 @@ impl Drop for Question {
         if self.is_done {
             return;
         }
-        let (mut connection, keys) = (self.connection.clone(), self.keys.clone());
+        let (redis, keys) = (self.redis.clone(), self.keys.clone());
         let (id, reply_to) = (self.id.clone(), self.reply_to.clone());
         runtime.spawn(async move {
+            // The question's own connection may still wait for an answer.
+            let connection = queue::blocking_connection(&redis, Duration::ZERO).await;
+            let mut connection = match connection {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::debug!(%error, "a question that nobody waits for stays on the queue");
+                    return;
+                }
+            };
             let mut pipeline = redis::pipe();
             pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
             pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
@@ -157,7 +165,8 @@ pub async fn select(
     keys: &Keys,
     sql: String,
 ) -> anyhow::Result<Vec<RecordBatch>> {
-    let bytes = match ask(redis, keys, &ReadRequest::Query { sql }, SELECT_DEADLINE).await? {
+    let query = ReadRequest::Query { sql, bounds: QueryBounds::default() };
+    let bytes = match ask(redis, keys, &query, SELECT_DEADLINE).await? {
         (ReadReply::Failed { reason, .. }, _) => bail!("the store cannot be asked: {reason}"),
         (_, bytes) => bytes,
     };
@@ -224,13 +233,31 @@ async fn serve_on(
                         let questions: Vec<u8> = entry.get("rows").unwrap_or_default();
                         answer_as_of(request, questions, &mut manager, &to, &thread, &turn).await
                     }
-                    Ok(request) => answer(request, &mut manager, &keys, &config, &thread).await,
+                    Ok(request) => {
+                        let mut asker = manager.clone();
+                        tokio::select! {
+                            answer = answer(request, &mut manager, &keys, &config, &thread) => answer,
+                            // What is read is dropped with this, and interrupted.
+                            () = until_gone(&mut asker, &to) => failed("nobody waits any more".into()),
+                        }
+                    }
                     Err(error) => refused(format!("the read cannot be understood: {error}")),
                 };
                 if let Err(error) = send(&mut manager, &keys, &entry.id, &to, &reply, &body).await {
                     tracing::warn!(error = %format!("{error:#}"), "a read's answer was not sent");
                 }
             });
+        }
+    }
+}
+
+/// Ends when nobody waits at a list any more.
+async fn until_gone(manager: &mut ConnectionManager, to: &str) {
+    loop {
+        tokio::time::sleep(GONE_LOOK).await;
+        // Without Redis nobody can be answered either, and the read ends by itself.
+        if manager.exists(gone(to)).await.unwrap_or(false) {
+            return;
         }
     }
 }
@@ -329,18 +356,29 @@ async fn answer(
     request: ReadRequest,
     manager: &mut ConnectionManager,
     keys: &Keys,
-    config: &Config,
+    config: &Arc<Config>,
     thread: &WriterThread,
 ) -> (ReadReply, Vec<u8>) {
     let (done, result) = tokio::sync::oneshot::channel();
     match request {
-        ReadRequest::Query { sql } => {
-            thread.read(ReadJob::Query { sql, done });
+        ReadRequest::Query { sql, bounds } => {
+            thread.read(ReadJob::Query { sql, bounds, done });
             match result.await {
                 Ok(Ok(bytes)) => (ReadReply::Arrow, bytes),
-                Ok(Err(error @ ReadError::Refused(_))) => refused(error.to_string()),
+                Ok(Err(error @ (ReadError::Refused(_) | ReadError::Memory))) => {
+                    refused(error.to_string())
+                }
                 Ok(Err(error)) => failed(error.to_string()),
                 Err(_) => failed("the store's reader ended".into()),
+            }
+        }
+        ReadRequest::Skew { keys: n_keys } => {
+            match skew(manager, keys, config, thread, n_keys.clamp(1, MOST_SKEW_KEYS)).await {
+                Ok(skew) => match serde_json::to_vec(&skew) {
+                    Ok(json) => (ReadReply::Json, json),
+                    Err(error) => failed(error.to_string()),
+                },
+                Err(error) => failed(format!("online and offline cannot be compared: {error:#}")),
             }
         }
         ReadRequest::AsOf(_) => refused("its rows are missing".into()),
@@ -366,89 +404,5 @@ async fn answer(
                 Err(error) => failed(error.to_string()),
             }
         }
-    }
-}
-
-/// Waits until the online store holds everything again: before that, what is missing says nothing.
-async fn wait_complete(manager: &mut ConnectionManager, keys: &Keys) -> anyhow::Result<()> {
-    let until = tokio::time::Instant::now() + REBUILD_WAIT;
-    while !online::marks::is_complete(manager, keys).await? {
-        if tokio::time::Instant::now() > until {
-            bail!("it is being rebuilt from DuckDB since Redis lost data; ask again later");
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-    Ok(())
-}
-
-/// Whether every critical feature's online value is its newest in DuckDB. What is online may be
-/// ahead while data flows: critical features go to Redis first.
-///
-/// # Errors
-/// Redis' word.
-pub async fn verify_online(
-    manager: &mut ConnectionManager,
-    keys: &Keys,
-    streams: &[StreamConfig],
-    newest: &[NewestValue],
-) -> redis::RedisResult<Check> {
-    let critical: Vec<&OnlineValue> = newest
-        .iter()
-        .filter(|v| online::is_critical(streams, &v.source, &v.value.feature_name))
-        .map(|v| &v.value)
-        .collect();
-    let (mut broken, mut ahead) = (Vec::new(), 0usize);
-    for chunk in critical.chunks(ONLINE_A_TRIP) {
-        let mut pipeline = redis::pipe();
-        for value in chunk {
-            pipeline.hget(keys.entity(&value.entity_id), &value.feature_name);
-        }
-        let fields: Vec<Option<String>> = pipeline.query_async(manager).await?;
-        for (value, field) in chunk.iter().zip(fields) {
-            match compare(value, field.as_deref()) {
-                Comparison::Equal => {}
-                Comparison::Ahead => ahead += 1,
-                Comparison::Broken(why) => broken.push(why),
-            }
-        }
-    }
-    let holds = format!(
-        "the online value of {} critical features equals the newest in DuckDB ({ahead} are ahead of it)",
-        critical.len()
-    );
-    Ok(Check::of("online_equals_newest", &broken, holds))
-}
-
-enum Comparison {
-    Equal,
-    Ahead,
-    Broken(String),
-}
-
-fn compare(newest: &OnlineValue, field: Option<&str>) -> Comparison {
-    let OnlineValue { entity_id, feature_name, value, version } = newest;
-    let shown = |v: &Version| format!("{} at {}", v.pos, v.event_timestamp);
-    let Some(field) = field else {
-        return Comparison::Broken(format!("{entity_id} {feature_name}: not online"));
-    };
-    let Some((online_value, online_version, _)) = online::parse_field(field) else {
-        return Comparison::Broken(format!(
-            "{entity_id} {feature_name}: unreadable online value {field:?}"
-        ));
-    };
-    if online_version > *version {
-        Comparison::Ahead
-    } else if online_version < *version {
-        Comparison::Broken(format!(
-            "{entity_id} {feature_name}: online is the older version ({} instead of {})",
-            shown(&online_version),
-            shown(version)
-        ))
-    } else if online_value.map(f64::to_bits) != value.map(f64::to_bits) {
-        Comparison::Broken(format!(
-            "{entity_id} {feature_name}: online {online_value:?}, in DuckDB {value:?}"
-        ))
-    } else {
-        Comparison::Equal
     }
 }

@@ -382,6 +382,7 @@ impl Handler<FeatureBatch> for RedisQueue {
         let generation = self.generation();
         let (parts, keys) = (self.parts.clone(), self.keys.clone());
         let stream = self.config.streams[batch.stream].name.clone();
+        let as_known = self.config.streams[batch.stream].as_known;
         let urgency = batch.urgency();
         let connection = self.online[urgency as usize].clone();
         let bulk_turn = self.bulk_turn.clone();
@@ -409,7 +410,7 @@ impl Handler<FeatureBatch> for RedisQueue {
             let (node, spool) = (parts.node_name.clone(), parts.spool.clone());
             let shared = wants_chunks(&batch) && spool.is_shared(&mut asking, &keys).await;
             let prepared = tokio::task::spawn_blocking(move || {
-                prepare(batch, node, generation, shared.then(|| spool.chunks()))
+                prepare(batch, node, generation, as_known, shared.then(|| spool.chunks()))
             })
             .await;
             Ok(Some(prepared.map_err(anyhow::Error::from)??))

@@ -1,6 +1,6 @@
 //! The serving side: entries off the queue to the DuckDbWriter, answers back.
 
-use super::{answering::Answering, reads};
+use super::{answering::Answering, online_check, reads};
 use crate::{
     actors::{DuckDbWriter, duckdb_writer::WriterThread},
     config::Config,
@@ -72,6 +72,13 @@ impl Actor for RedisQueueServer {
             self.fatal.clone(),
         );
         ctx.spawn(answering.run(to_answer).into_actor(self));
+        let looking = online_check::look_now_and_then(
+            self.redis.clone(),
+            keys.clone(),
+            self.config.clone(),
+            self.thread.clone(),
+        );
+        ctx.spawn(looking.into_actor(self));
         let reading =
             reads::serve(self.redis.clone(), keys, self.config.clone(), self.thread.clone());
         ctx.spawn(reading.into_actor(self));

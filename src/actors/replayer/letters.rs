@@ -6,6 +6,7 @@ use crate::{
     messages::LetterToReplay,
     protocol::source::SourceName,
     queue::{Keys, RedisLink},
+    text::sql_literal,
 };
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
@@ -43,23 +44,17 @@ impl Filter {
             conditions.push(format!(
                 "s.source NOT LIKE 'writes:%'
                  AND split_part(split_part(s.source, ':', 2), '/', 1) = {}",
-                quoted(stream)
+                sql_literal(stream)
             ));
         }
         if let Some(reason) = &self.reason {
-            conditions.push(format!("d.reason = {}", quoted(reason)));
+            conditions.push(format!("d.reason = {}", sql_literal(reason)));
         }
         if let Some(source) = &self.source {
-            conditions.push(format!("s.source = {}", quoted(source)));
+            conditions.push(format!("s.source = {}", sql_literal(source)));
         }
         conditions.join(" AND ")
     }
-}
-
-/// A text as an SQL literal.
-#[must_use]
-pub fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// A letter that no replay contains yet.
@@ -157,7 +152,7 @@ pub async fn replayed_payload(
     let sql = format!(
         "SELECT r.payload FROM dead_letter_replays r JOIN replays p USING (replay_id)
          WHERE p.source = {} AND r.place = {place}",
-        quoted(source)
+        sql_literal(source)
     );
     let batches = select(redis, keys, sql).await?;
     Ok(rows(&batches).next().and_then(|row| row.bytes(0)).map(<[u8]>::to_vec))
@@ -178,7 +173,7 @@ fn unfinished_sql(owner: &str) -> String {
          FROM replays p LEFT JOIN sources s ON s.source = p.source
          WHERE p.owner = {} AND coalesce(s.next_pos, 0) < p.n_letters
          ORDER BY p.registered_at, p.replay_id",
-        quoted(owner)
+        sql_literal(owner)
     )
 }
 
@@ -216,7 +211,7 @@ fn of_replay_sql(replay_id: &str, from: i64) -> String {
              FROM dead_letter_replays r JOIN dead_letters d USING (source_no, pos)
              WHERE r.replay_id = {} AND r.place >= {from} AND r.place < {})
          WHERE bytes <= {A_LOOK_BYTES} OR place = {from} ORDER BY place",
-        quoted(replay_id),
+        sql_literal(replay_id),
         from + A_LOOK
     )
 }
@@ -303,8 +298,8 @@ mod tests {
     }
 
     fn count(sql: &str) -> usize {
-        let deadline = std::time::Duration::from_secs(10);
-        let bytes = crate::store::reader::query(&store(), sql, deadline).unwrap();
+        let bounds = crate::messages::QueryBounds::default();
+        let bytes = crate::store::reader::query(&store(), sql, bounds, 1 << 30, || false).unwrap();
         let reader =
             arrow::ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
         reader.map(|batch| batch.unwrap().num_rows()).sum()

@@ -10,7 +10,7 @@ mod desk;
 mod letters;
 
 pub use desk::{Outcome, Refused, Registered, ReplayDesk};
-pub use letters::{Filter, quoted};
+pub use letters::Filter;
 
 use super::feeder::{Ears, Fed, Feed, Feeder, FeederParts, Heard, Supply};
 use crate::{

@@ -1,13 +1,11 @@
 //! What the store knows of scripts, by its tables `transform_history` and `transform_versions`.
 
 use crate::{
-    actors::{
-        redis_queue::{rows, select},
-        replayer::quoted,
-    },
+    actors::redis_queue::{rows, select},
     messages::ScriptText,
     protocol::script_history::{ScriptAction, ScriptEvent, ScriptState},
     queue::{Keys, RedisLink},
+    text::sql_literal,
 };
 use anyhow::Context as _;
 use std::collections::HashMap;
@@ -50,7 +48,7 @@ pub async fn text(
 ) -> anyhow::Result<Option<ScriptText>> {
     let sql = format!(
         "SELECT name, source, modules FROM transform_versions WHERE script_sha256 = {}",
-        quoted(sha256)
+        sql_literal(sha256)
     );
     let found = select(redis, keys, sql).await?;
     let Some(row) = rows(&found).next() else { return Ok(None) };
@@ -71,8 +69,8 @@ pub async fn is_known(
 ) -> anyhow::Result<bool> {
     let sql = format!(
         "SELECT seq FROM transform_history WHERE stream = {} AND script_sha256 = {} LIMIT 1",
-        quoted(stream),
-        quoted(sha256)
+        sql_literal(stream),
+        sql_literal(sha256)
     );
     Ok(rows(&select(redis, keys, sql).await?).next().is_some())
 }
@@ -90,8 +88,8 @@ pub async fn versions_like(
     let sql = format!(
         "SELECT script_sha256 FROM transform_history WHERE stream = {} AND starts_with(script_sha256, {})
          GROUP BY 1 ORDER BY max(seq) DESC",
-        quoted(stream),
-        quoted(beginning)
+        sql_literal(stream),
+        sql_literal(beginning)
     );
     Ok(rows(&select(redis, keys, sql).await?).map(|row| row.owned(0)).collect())
 }

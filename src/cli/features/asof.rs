@@ -1,24 +1,17 @@
 //! `millstream features asof`.
 
 use crate::{
-    actors::replayer::quoted,
-    cli::{Failure, client::ClientArgs, demo},
+    cli::{Failure, client::ClientArgs, demo, file_sink},
+    text::sql_literal,
 };
-use anyhow::{Context as _, bail, ensure};
-use arrow::{
-    array::RecordBatch,
-    buffer::Buffer,
-    ipc::{reader::StreamDecoder, writer::StreamWriter},
-};
+use anyhow::Context as _;
+use arrow::ipc::writer::StreamWriter;
 use clap::{Args, ValueEnum};
 use duckdb::Connection;
 use std::{
-    fs::File,
-    io::{BufWriter, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
-use tempfile::TempDir;
 
 /// Ten million questions about many features take their time.
 const DEADLINE: Duration = Duration::from_secs(3_600);
@@ -27,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(3_600);
 #[derive(Debug, Args)]
 pub struct AsOfArgs {
     /// The questions, a row each: an entity, an instant, and any columns of your own, which are kept.
-    /// CSV, JSON, NDJSON or Parquet, by the extension.
+    /// CSV, JSON, NDJSON, Parquet, or Arrow (an IPC stream), by the extension.
     #[arg(long, value_name = "FILE")]
     spine: PathBuf,
     /// Features, `name` or `stream:name`.
@@ -69,68 +62,16 @@ enum AsOfMode {
     EventTime,
 }
 
-/// A kind of file, by its extension.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Csv,
-    Json,
-    Parquet,
-    Arrow,
-}
-
-impl Kind {
-    fn of(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
-            "csv" => Some(Self::Csv),
-            "json" | "ndjson" | "jsonl" => Some(Self::Json),
-            "parquet" => Some(Self::Parquet),
-            "arrow" | "arrows" => Some(Self::Arrow),
-            _ => None,
-        }
-    }
-}
-
 /// Asks, and writes the answer down.
 pub(super) async fn asof(args: AsOfArgs) -> Result<(), Failure> {
-    let unknown = |path: &Path, kinds| {
-        Failure::Usage(format!(
-            "{}: its extension does not tell what it is: {kinds}",
-            path.display()
-        ))
-    };
-    let spine = Kind::of(&args.spine).filter(|kind| *kind != Kind::Arrow);
-    let spine = spine.ok_or_else(|| unknown(&args.spine, ".csv, .json, .ndjson or .parquet"))?;
-    let output = Kind::of(&args.output)
-        .ok_or_else(|| unknown(&args.output, ".parquet, .csv, .ndjson or .arrow"))?;
-    let folder = args.output.parent().filter(|folder| *folder != Path::new(""));
-    let dir = tempfile::Builder::new()
-        .prefix(".millstream-asof-")
-        .tempdir_in(folder.unwrap_or(Path::new(".")))
-        .with_context(|| format!("cannot write beside {}", args.output.display()))?;
-    let unreadable =
-        |error: anyhow::Error| Failure::Usage(format!("{}: {error:#}", args.spine.display()));
-    let table = Table::open(&args, spine, dir).map_err(unreadable)?;
-    let rows = table.spine_as_arrow().map_err(unreadable)?;
-    let mut response = ask(&args, rows).await?;
+    file_sink::check(&args.output)?;
+    let (file, columns) = (args.spine.clone(), [args.entity.clone(), args.time.clone()]);
+    let reading = tokio::task::spawn_blocking(move || read(&file, &columns));
+    let rows = reading.await.map_err(anyhow::Error::from)??;
+    let response = ask(&args, rows).await?;
     let as_of = response.headers().get("x-millstream-as-of");
     let as_of = as_of.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let mut sink = Sink::new(table, output, &args)?;
-    let mut n = 0;
-    let mut decoder = StreamDecoder::new();
-    loop {
-        let piece = response.chunk().await;
-        let Some(piece) = piece.context("the answer breaks off: see the node's log")? else {
-            break;
-        };
-        sink.raw(&piece)?;
-        let mut buffer = Buffer::from(piece.to_vec());
-        while let Some(batch) = decoder.decode(&mut buffer).map_err(anyhow::Error::from)? {
-            n += batch.num_rows();
-            sink.take(batch)?;
-        }
-    }
-    decoder.finish().map_err(anyhow::Error::from)?;
-    sink.finish(&args.output)?;
+    let n = file_sink::save(response, &args.output).await?;
     eprintln!("{n} rows as of {as_of} in {}", args.output.display());
     Ok(())
 }
@@ -153,136 +94,107 @@ async fn ask(args: &AsOfArgs, spine: Vec<u8>) -> Result<reqwest::Response, Failu
     args.client.post_arrow("/get-historical-features", &query, spine, DEADLINE).await
 }
 
-/// A DuckDB of the command's own, on the disk beside the answer: it reads the spine, and holds the rows of
-/// the answer until they are written.
-struct Table {
-    connection: Connection,
-    _dir: TempDir,
-}
-
-fn name(text: &str) -> String {
-    format!("\"{}\"", text.replace('"', "\"\""))
-}
-
-impl Table {
-    fn open(args: &AsOfArgs, kind: Kind, dir: TempDir) -> anyhow::Result<Self> {
-        ensure!(args.spine.is_file(), "there is no such file");
-        let connection = Connection::open(dir.path().join("answer.duckdb"))?;
-        connection.execute_batch("SET TimeZone = 'UTC'; SET preserve_insertion_order = true;")?;
-        let file = quoted(args.spine.to_str().context("its name is no text")?);
-        // Ids are texts, also `007`, and a time keeps its zone until it is parsed.
-        let texts = [&args.entity, &args.time].map(|c| format!("{}: 'VARCHAR'", quoted(c)));
-        let texts = texts.join(", ");
-        let source = match kind {
-            Kind::Csv => format!("read_csv({file}, header = true, types = {{{texts}}})"),
-            Kind::Parquet => format!("read_parquet({file})"),
-            Kind::Json | Kind::Arrow => {
-                let columns = columns_of_json(&connection, &file, [&args.entity, &args.time])?;
-                format!("read_json({file}, columns = {{{columns}}})")
-            }
-        };
-        connection.execute_batch(&format!("CREATE VIEW spine AS FROM {source}"))?;
-        Ok(Self { connection, _dir: dir })
+/// The spine as an Arrow IPC stream. All but Arrow is read by a DuckDB of the command's own.
+fn read(file: &Path, [entity, time]: &[String; 2]) -> Result<Vec<u8>, Failure> {
+    let unreadable =
+        |error: anyhow::Error| Failure::Usage(format!("{}: {error:#}", file.display()));
+    let text = file.to_str().context("its name is no text").map_err(unreadable)?;
+    if !file.is_file() {
+        return Err(unreadable(anyhow::anyhow!("there is no such file")));
     }
-
-    /// The spine as an Arrow IPC stream.
-    fn spine_as_arrow(&self) -> anyhow::Result<Vec<u8>> {
-        let mut statement = self.connection.prepare("FROM spine")?;
-        // Not as a stream: that one panics on a row that does not fit its column.
-        let batches = statement.query_arrow([])?;
-        let mut writer = StreamWriter::try_new(Vec::new(), &batches.get_schema())?;
-        for batch in batches {
-            writer.write(&batch)?;
+    // DuckDB takes a name for a pattern.
+    let name = sql_literal(&text.replace('[', "[[]").replace('*', "[*]").replace('?', "[?]"));
+    // Ids are texts, also `007`, and a time keeps its zone until it is parsed.
+    let texts = [entity, time];
+    let types = texts.map(|column| format!("{}: 'VARCHAR'", sql_literal(column))).join(", ");
+    let source = match file.extension().and_then(|e| e.to_str()) {
+        Some("arrow" | "arrows") => {
+            let bytes = std::fs::read(file).map_err(anyhow::Error::from).map_err(unreadable)?;
+            return Ok(bytes);
         }
-        Ok(writer.into_inner()?)
+        // Types are of the whole file, not of its beginning.
+        Some("csv") => {
+            format!("read_csv({name}, header = true, sample_size = -1, types = {{{types}}})")
+        }
+        Some("parquet") => format!("read_parquet({name})"),
+        Some("json" | "ndjson" | "jsonl") => format!("read_json({name}, sample_size = -1)"),
+        _ => {
+            return Err(Failure::Usage(format!(
+                "{text}: its extension does not tell what it is: .csv, .json, .ndjson, .parquet, or .arrow (an \
+                 Arrow IPC stream)"
+            )));
+        }
+    };
+    to_arrow(&source, texts).map_err(unreadable)
+}
+
+fn to_arrow(source: &str, texts: [&String; 2]) -> anyhow::Result<Vec<u8>> {
+    let connection = Connection::open_in_memory()?;
+    connection.execute_batch("SET TimeZone = 'UTC'; SET preserve_insertion_order = true;")?;
+    let mut source = source.to_owned();
+    if source.starts_with("read_json") {
+        let columns = columns_of_json(&connection, &source, texts)?;
+        source = source.replace("sample_size = -1", &format!("columns = {{{columns}}}"));
     }
+    let mut statement = connection.prepare(&format!("FROM {source}"))?;
+    // Not as a stream: that one panics on a row that does not fit its column.
+    let batches = statement.query_arrow([])?;
+    let mut writer = StreamWriter::try_new(Vec::new(), &batches.get_schema())?;
+    for batch in batches {
+        writer.write(&batch)?;
+    }
+    Ok(writer.into_inner()?)
 }
 
 /// The columns of a JSON file as DuckDB finds them, but for those that stay texts.
 fn columns_of_json(
     connection: &Connection,
-    file: &str,
+    source: &str,
     texts: [&String; 2],
 ) -> anyhow::Result<String> {
-    let mut statement = connection.prepare(&format!("DESCRIBE FROM read_json({file})"))?;
+    let mut statement = connection.prepare(&format!("DESCRIBE FROM {source}"))?;
     let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let found = found.collect::<Result<Vec<(String, String)>, _>>()?;
     let columns = found.iter().map(|(column, kind)| {
         let kind = if texts.contains(&column) { "VARCHAR" } else { kind };
-        format!("{}: {}", quoted(column), quoted(kind))
+        format!("{}: {}", sql_literal(column), sql_literal(kind))
     });
     Ok(columns.collect::<Vec<_>>().join(", "))
 }
 
-/// Where the rows of an answer go.
-enum Sink {
-    /// The stream as it comes.
-    Arrow(BufWriter<File>),
-    /// Through a table, which is written in the end.
-    Table { table: Table, kind: Kind, made: bool, features: Vec<String> },
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Sink {
-    fn new(table: Table, kind: Kind, args: &AsOfArgs) -> anyhow::Result<Self> {
-        if kind == Kind::Arrow {
-            let file = File::create(&args.output);
-            let file = file.with_context(|| format!("cannot write {}", args.output.display()))?;
-            return Ok(Self::Arrow(BufWriter::new(file)));
-        }
-        let plain = |feature: &String| match feature.split_once(':') {
-            Some((_, feature)) => feature.to_owned(),
-            None => feature.clone(),
+    /// The first column's texts.
+    fn column(file: &Path) -> Vec<String> {
+        use arrow::{array::AsArray as _, ipc::reader::StreamReader};
+        let bytes = read(file, &["e".to_owned(), "t".to_owned()]).unwrap();
+        let batches = StreamReader::try_new(bytes.as_slice(), None).unwrap();
+        let texts = |batch: arrow::array::RecordBatch| {
+            let texts = batch.column(0).as_string::<i32>().iter();
+            texts.map(|text| text.unwrap().to_owned()).collect::<Vec<_>>()
         };
-        let features = args.features.iter().map(plain).collect();
-        Ok(Self::Table { table, kind, made: false, features })
+        batches.flat_map(|batch| texts(batch.unwrap())).collect()
     }
 
-    fn raw(&mut self, piece: &[u8]) -> anyhow::Result<()> {
-        match self {
-            Self::Arrow(file) => Ok(file.write_all(piece)?),
-            Self::Table { .. } => Ok(()),
+    #[test]
+    fn a_spine_is_one_file_whatever_its_name_and_ids_are_texts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("a[1]*?.csv"), "e,t\n007,2026-01-01T00:00:00Z\n").unwrap();
+        std::fs::write(path("a1x.csv"), "e,t\nother,2026-01-01T00:00:00Z\n").unwrap();
+        std::fs::write(path("b.ndjson"), "{\"e\":\"008\",\"t\":\"2026-01-01T00:00:00Z\"}\n")
+            .unwrap();
+        std::fs::write(path("b.json"), "[{\"e\":9,\"t\":\"2026-01-01T00:00:00Z\"}]").unwrap();
+        assert_eq!(column(&path("a[1]*?.csv")), ["007"]);
+        assert_eq!(column(&path("b.ndjson")), ["008"]);
+        assert_eq!(column(&path("b.json")), ["9"]);
+        for (name, why) in [("none.csv", "no such file"), ("a.xlsx", "no such file")] {
+            let Err(Failure::Usage(told)) = read(&path(name), &["e".into(), "t".into()]) else {
+                panic!("{name}")
+            };
+            assert!(told.contains(why), "{told}");
         }
     }
-
-    fn take(&mut self, batch: RecordBatch) -> anyhow::Result<()> {
-        let Self::Table { table, made, features, .. } = self else { return Ok(()) };
-        if !*made {
-            make_table(&table.connection, features)?;
-            *made = true;
-        }
-        let mut appender = table.connection.appender("answer")?;
-        appender.append_record_batch(batch)?;
-        Ok(appender.flush()?)
-    }
-
-    fn finish(self, output: &Path) -> anyhow::Result<()> {
-        let (table, kind, made, features) = match self {
-            Self::Arrow(mut file) => return Ok(file.flush()?),
-            Self::Table { table, kind, made, features } => (table, kind, made, features),
-        };
-        if !made {
-            make_table(&table.connection, &features)?;
-        }
-        let format = match kind {
-            Kind::Csv => "FORMAT csv, HEADER",
-            Kind::Json => "FORMAT json",
-            Kind::Parquet => "FORMAT parquet, COMPRESSION zstd",
-            Kind::Arrow => bail!("an Arrow file is written as it comes"),
-        };
-        let to = quoted(output.to_str().context("the output's name is no text")?);
-        table.connection.execute_batch(&format!("COPY answer TO {to} ({format})"))?;
-        Ok(())
-    }
-}
-
-/// The spine's columns, then three of each feature.
-fn make_table(connection: &Connection, features: &[String]) -> anyhow::Result<()> {
-    let columns = features.iter().map(|feature| {
-        let (status, time) = (format!("{feature}__status"), format!("{feature}__event_timestamp"));
-        let (value, status, time) = (name(feature), name(&status), name(&time));
-        format!("NULL::DOUBLE AS {value}, NULL::VARCHAR AS {status}, NULL::TIMESTAMPTZ AS {time}")
-    });
-    let columns = columns.collect::<Vec<_>>().join(", ");
-    let sql = format!("CREATE TABLE answer AS SELECT *, {columns} FROM spine LIMIT 0");
-    Ok(connection.execute_batch(&sql)?)
 }

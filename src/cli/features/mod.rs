@@ -1,6 +1,7 @@
 //! `millstream features`.
 
 mod asof;
+mod export;
 mod online;
 mod stored;
 
@@ -26,6 +27,10 @@ enum FeaturesCommand {
     History(stored::HistoryArgs),
     /// The entities that have a feature, with their newest values.
     Entities(stored::EntitiesArgs),
+    /// All values of a range of time, into a file.
+    Export(export::ExportArgs),
+    /// Whether online values are the newest in DuckDB, on a sample of keys.
+    Skew(stored::SkewArgs),
 }
 
 /// Asks and prints.
@@ -36,5 +41,7 @@ pub async fn features(args: FeaturesArgs) -> Result<(), Failure> {
         FeaturesCommand::List(args) => stored::list(args).await,
         FeaturesCommand::History(args) => stored::history(args).await,
         FeaturesCommand::Entities(args) => stored::entities(args).await,
+        FeaturesCommand::Export(args) => export::export(args).await,
+        FeaturesCommand::Skew(args) => stored::skew(args).await,
     }
 }

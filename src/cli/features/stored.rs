@@ -1,11 +1,16 @@
 //! `millstream features list`, `history` and `entities`: what DuckDB holds.
 
-use crate::cli::{Failure, client::ClientArgs, dlq::shown};
+use crate::{
+    cli::{Failure, client::ClientArgs, dlq::shown},
+    messages::Skew,
+};
 use clap::Args;
 use serde_json::Value;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// A comparison waits while the online store is being rebuilt.
+const SKEW_DEADLINE: Duration = Duration::from_secs(150);
 
 /// How it is printed, and who is asked.
 #[derive(Debug, Args)]
@@ -54,6 +59,16 @@ pub struct EntitiesArgs {
     output: OutputArgs,
 }
 
+/// Arguments of `millstream features skew`.
+#[derive(Debug, Args)]
+pub struct SkewArgs {
+    /// Keys to compare, at most: entities with a critical feature, chosen at random.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    keys: usize,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// Asks and prints.
 pub(super) async fn list(args: ListArgs) -> Result<(), Failure> {
     let query = args.like.map(|like| ("like", like));
@@ -93,6 +108,28 @@ pub(super) async fn entities(args: EntitiesArgs) -> Result<(), Failure> {
     let query = [("feature", args.feature), ("limit", args.limit.to_string())];
     let columns = ["entity_id", "value", "event_timestamp", "available_at", "n_rows"];
     show(&args.output, "/api/features/entities", &query, &columns).await
+}
+
+/// Asks and prints.
+pub(super) async fn skew(args: SkewArgs) -> Result<(), Failure> {
+    let query = [("keys", args.keys.to_string())];
+    let answer = args.output.client.get("/api/features/skew", &query, SKEW_DEADLINE).await?;
+    let body = answer.done()?.body;
+    let skew: Skew = serde_json::from_slice(&body).map_err(anyhow::Error::from)?;
+    if args.output.json {
+        println!("{}", String::from_utf8_lossy(&body));
+    } else {
+        let Skew { keys, equal, ahead, behind, missing, different, unreadable, .. } = skew;
+        println!(
+            "{keys} keys: {equal} equal, {ahead} ahead of DuckDB, {behind} behind it, {missing} missing, {different} \
+             different, {unreadable} unreadable"
+        );
+        skew.examples.iter().for_each(|example| println!("  {example}"));
+    }
+    if skew.is_sound() {
+        return Ok(());
+    }
+    Err(Failure::Check("online values are not the newest in DuckDB; `verify` looks at all".into()))
 }
 
 async fn show(

@@ -4,9 +4,12 @@
 //! chunk comes back with its own columns and, for each feature, `<feature>`, `<feature>__status` and
 //! `<feature>__event_timestamp`, in the order of the questions.
 
+mod feast;
+mod grpc;
 mod http;
 mod spine;
 
+pub(super) use grpc::over_grpc;
 pub(super) use http::routes;
 
 use super::online::{Named, Problem};
@@ -27,6 +30,7 @@ use arrow::{
     ipc::{reader::StreamReader, writer::StreamWriter},
 };
 use axum::body::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 /// How long the store may take with a feature of a chunk.
@@ -50,11 +54,22 @@ struct Ask {
     wait: bool,
 }
 
+/// The questions, as they come.
+enum Spine {
+    /// An Arrow IPC stream.
+    Arrow(Bytes),
+    /// Rows.
+    Rows(RecordBatch),
+}
+
 /// Rows of a spine, and the questions that they are.
 struct Chunk {
     rows: RecordBatch,
     questions: RecordBatch,
 }
+
+/// An Arrow IPC stream in pieces.
+type ArrowPieces = BoxStream<'static, Result<Vec<u8>, Problem>>;
 
 /// A spine that is being answered.
 struct Answering {
@@ -69,11 +84,11 @@ struct Answering {
 }
 
 impl Answering {
-    /// Begins to answer a spine, an Arrow IPC stream; nothing is asked of the store yet.
+    /// Begins to answer a spine; nothing is asked of the store yet.
     ///
     /// # Errors
     /// [`Problem::Invalid`], [`Problem::NoStream`]; with `wait` [`Problem::Unavailable`].
-    async fn begin(view: NodeView, spine: Bytes, ask: Ask) -> Result<Self, Problem> {
+    async fn begin(view: NodeView, spine: Spine, ask: Ask) -> Result<Self, Problem> {
         if ask.features.is_empty() {
             return Err(Problem::Invalid("no features are asked for".into()));
         }
@@ -85,7 +100,7 @@ impl Answering {
         let wanted = named.iter().map(|named| named.wanted(&view.config, ask.max_age_us));
         let wanted: Vec<_> = wanted.map(|wanted| (wanted.feature, wanted.max_age_us)).collect();
         let (columns, asked) = (ask.columns.clone(), wanted.clone());
-        let reading = tokio::task::spawn_blocking(move || read(&spine, &columns, &asked));
+        let reading = tokio::task::spawn_blocking(move || read(spine, &columns, &asked));
         let (schema, chunks) = reading.await.map_err(internal)??;
         if ask.wait {
             let caught_up = view.wait_caught_up(CATCH_UP).await;
@@ -97,6 +112,11 @@ impl Answering {
     /// The columns of the answer.
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
+    }
+
+    /// Rows that are not answered yet.
+    fn rows(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.rows.num_rows()).sum()
     }
 
     /// Up to where the store looked; known after the first chunk.
@@ -149,6 +169,37 @@ impl Answering {
     }
 }
 
+impl Answering {
+    /// The watermark, and the answer as an Arrow IPC stream. Its first rows are waited for: most errors
+    /// show then, and can still be said.
+    ///
+    /// # Errors
+    /// [`Problem`]; where one comes later, the stream breaks off with it.
+    async fn into_arrow(mut self) -> Result<(Option<Watermark>, ArrowPieces), Problem> {
+        let first = self.next().await?;
+        let watermark = self.watermark();
+        let writer = StreamWriter::try_new(Vec::new(), &self.schema()).map_err(internal)?;
+        let pieces = stream::unfold(Some((writer, first, self)), |state| async move {
+            let (mut writer, batch, mut answering) = state?;
+            let Some(batch) = batch else {
+                return Some((writer.into_inner().map_err(internal), None));
+            };
+            if let Err(error) = writer.write(&batch) {
+                return Some((Err(internal(error)), None));
+            }
+            let piece = std::mem::take(writer.get_mut());
+            match answering.next().await {
+                Ok(next) => Some((Ok(piece), Some((writer, next, answering)))),
+                Err(problem) => {
+                    tracing::warn!(?problem, "a training set breaks off");
+                    Some((Err(problem), None))
+                }
+            }
+        });
+        Ok((watermark, pieces.boxed()))
+    }
+}
+
 fn unavailable(error: anyhow::Error) -> Problem {
     Problem::Unavailable(format!("{error:#}"))
 }
@@ -167,17 +218,22 @@ fn to_stream(batch: &RecordBatch) -> Result<Vec<u8>, arrow::error::ArrowError> {
 /// Reads a spine, and refuses what cannot be asked before anything is answered; the answer's columns, and
 /// the chunks, the last first.
 fn read(
-    spine: &[u8],
+    spine: Spine,
     columns: &spine::Columns,
     wanted: &[(String, Option<i64>)],
 ) -> Result<(SchemaRef, Vec<Chunk>), Problem> {
     let unreadable = |error: arrow::error::ArrowError| {
         Problem::Invalid(format!("the spine is no Arrow IPC stream: {error}"))
     };
-    let reader = StreamReader::try_new(spine, None).map_err(unreadable)?;
-    let spine_schema = reader.schema();
+    let (spine_schema, batches) = match spine {
+        Spine::Rows(rows) => (rows.schema(), vec![rows]),
+        Spine::Arrow(bytes) => {
+            let reader = StreamReader::try_new(bytes.as_ref(), None).map_err(unreadable)?;
+            let schema = reader.schema();
+            (schema, reader.collect::<Result<Vec<_>, _>>().map_err(unreadable)?)
+        }
+    };
     let schema = answer_schema(&spine_schema, wanted)?;
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let by_bytes = MOST_CHUNK_BYTES / (bytes / rows.max(1)).max(1);

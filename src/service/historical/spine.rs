@@ -23,6 +23,12 @@ pub(super) struct Columns {
     pub(super) naive_is_utc: bool,
 }
 
+impl Default for Columns {
+    fn default() -> Self {
+        Self { entity: "entity_id".into(), time: "event_timestamp".into(), naive_is_utc: false }
+    }
+}
+
 /// The questions of some rows of a spine, see [`question_schema`]. `first_row` is the number of the first.
 ///
 /// # Errors

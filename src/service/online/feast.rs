@@ -160,7 +160,7 @@ fn body(join_key: &str, ids: &[Value], names: &[String], found: &[Vec<Newest>]) 
 }
 
 /// With none, three or six digits of a second: as few as say it exactly.
-fn push_timestamp(out: &mut Vec<u8>, us: i64) {
+pub(in crate::service) fn push_timestamp(out: &mut Vec<u8>, us: i64) {
     match us {
         us if us % 1_000_000 == 0 => text::push_instant(out, us / 1_000_000, 0),
         us if us % 1_000 == 0 => text::push_instant(out, us / 1_000, 3),

@@ -8,7 +8,7 @@
 mod feast;
 mod grpc;
 
-pub(super) use feast::routes;
+pub(super) use feast::{push_timestamp, routes};
 pub(super) use grpc::get_online_features;
 
 use crate::{

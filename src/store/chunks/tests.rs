@@ -113,6 +113,7 @@ fn sent(name: &str, token: Token, from: i64, to: i64) -> WriteRequest {
             transform: "x".into(),
             script_sha256: "abc".into(),
             generation: "g".into(),
+            as_known: crate::config::AsKnown::Arrival,
             parts: vec![part],
         },
         again: false,

@@ -99,6 +99,7 @@ fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
             transform: "x".into(),
             script_sha256: "abc".into(),
             generation: "g".into(),
+            as_known: crate::config::AsKnown::Arrival,
             parts: vec![part],
         },
         again: false,

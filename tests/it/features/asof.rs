@@ -2,13 +2,13 @@
 //! answers is judged in `as_of.rs`.
 
 use super::{ROWS, bench, line, load};
-use crate::support::{Bench, NodeProcess, millstream};
+use crate::support::{Bench, NodeProcess, millstream, wait_for};
 use arrow::{
-    array::{ArrayRef, RecordBatch, StringArray},
+    array::{ArrayRef, AsArray, RecordBatch, StringArray},
     ipc::{reader::StreamReader, writer::StreamWriter},
 };
 use serde_json::{Value, json};
-use std::{path::Path, process::Output, sync::Arc};
+use std::{path::Path, process::Output, sync::Arc, time::Duration};
 
 fn node(bench: &Bench) -> NodeProcess {
     let node = bench.node("process,store");
@@ -155,5 +155,201 @@ fn the_same_question_has_the_same_bytes_and_an_empty_spine_an_empty_answer() {
     };
     assert_eq!(rows(&first), 1_000);
     assert_eq!(rows(&ask(spine(0)).1), 0);
+    node.stop_well();
+}
+
+/// The same spine as JSON, over gRPC, and on the command line from Arrow.
+#[test]
+fn every_way_of_asking_gives_the_same_answer() {
+    let bench = bench();
+    let node = node(&bench);
+    let (users, at) = (["half", "nobody", "empty"], "2026-02-01T00:00:00Z");
+    let times = [at; 3];
+    let question = "features=score&mode=event-time&max_age_s=100000000";
+    let path = format!("/get-historical-features?{question}");
+    let body = json!({ "entities": { "entity_id": users, "event_timestamp": times, "label": [1, 2, null] } });
+    let (status, told) = node.post(&path, &body);
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(
+        told["metadata"]["feature_names"],
+        json!(["entity_id", "event_timestamp", "label", "score"])
+    );
+    assert_eq!(told["results"][2]["values"], json!([1, 2, null]));
+    assert_eq!(
+        told["results"][3],
+        json!({
+            "values": [0.1, null, null], "statuses": ["PRESENT", "NOT_FOUND", "NULL_VALUE"],
+            "event_timestamps": ["2026-01-01T12:00:00.123456Z", null, "2026-01-01T12:00:00.500Z"],
+        })
+    );
+    for (body, word) in [
+        (json!({ "entities": { "entity_id": [1, "a"] } }), "`entity_id`"),
+        (json!({ "entities": { "entity_id": ["a"] } }), "no column `event_timestamp`"),
+        (json!({ "entities": {}, "more": 1 }), "`more`"),
+    ] {
+        let (status, told) = node.post(&path, &body);
+        assert!(status == 400 && told.to_string().contains(word), "{status} {told}");
+    }
+
+    let ids: ArrayRef = Arc::new(StringArray::from(users.to_vec()));
+    let times: ArrayRef = Arc::new(StringArray::from(vec![at; 3]));
+    let spine =
+        RecordBatch::try_from_iter([("entity_id", ids), ("event_timestamp", times)]).unwrap();
+    let mut writer = StreamWriter::try_new(Vec::new(), &spine.schema()).unwrap();
+    writer.write(&spine).unwrap();
+    let spine = writer.into_inner().unwrap();
+    let (as_of, over_grpc) = super::runtime().block_on(over_grpc(&node, &spine));
+    assert!(as_of.is_some_and(|us| us > 1_767_225_600_000_000), "{as_of:?}");
+    let file = bench.dir.path().join("spine.arrow");
+    std::fs::write(&file, &spine).unwrap();
+    let output = bench.dir.path().join("answer.arrow");
+    let more = ["--features", "score", "--mode", "event-time", "--ttl", "100000000s"];
+    let said = asof(&node, &file, &output, &more);
+    assert!(said.status.success(), "{said:?}");
+    let of = |bytes: &[u8]| {
+        let batches = StreamReader::try_new(bytes, None).unwrap();
+        batches.collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    assert_eq!(of(&std::fs::read(&output).unwrap()), of(&over_grpc));
+    let names: Vec<_> =
+        of(&over_grpc)[0].schema().fields().iter().map(|f| f.name().clone()).collect();
+    assert_eq!(names[2..], ["score", "score__status", "score__event_timestamp"]);
+    node.stop_well();
+}
+
+/// The watermark's stamp, and the answer.
+async fn over_grpc(node: &NodeProcess, spine: &[u8]) -> (Option<i64>, Vec<u8>) {
+    use millstream::proto::{
+        AsOfMode, HistoricalFeaturesQuestion, HistoricalFeaturesRequest,
+        feature_service_client::FeatureServiceClient,
+        historical_features_reply::Part as Reply,
+        historical_features_request::Part::{Question, Spine},
+    };
+    let at = format!("http://{}", node.grpc);
+    let mut reads = FeatureServiceClient::connect(at).await.unwrap();
+    let question = HistoricalFeaturesQuestion {
+        features: vec!["stats:score".into()],
+        mode: AsOfMode::EventTime.into(),
+        max_age_us: Some(100_000_000_000_000),
+        ..Default::default()
+    };
+    // Cut anywhere.
+    let pieces = spine.chunks(100).map(|piece| Spine(piece.to_vec()));
+    let parts = std::iter::once(Question(question)).chain(pieces);
+    let requests: Vec<_> =
+        parts.map(|part| HistoricalFeaturesRequest { part: Some(part) }).collect();
+    let reply = reads.get_historical_features(futures::stream::iter(requests)).await.unwrap();
+    let (mut replies, mut as_of, mut rows) = (reply.into_inner(), None, Vec::new());
+    while let Some(reply) = replies.message().await.unwrap() {
+        match reply.part.unwrap() {
+            Reply::Watermark(watermark) => as_of = watermark.stamp_us,
+            Reply::Rows(bytes) => rows.extend(bytes),
+        }
+    }
+    let nothing = reads.get_historical_features(futures::stream::iter([])).await.unwrap_err();
+    assert_eq!(nothing.code(), tonic::Code::InvalidArgument);
+    (as_of, rows)
+}
+
+/// More questions than are asked at once, while rows come in: all of it is as of one commit.
+#[test]
+fn a_spine_of_two_chunks_is_answered_as_of_one_commit_and_whoever_leaves_costs_nothing() {
+    const QUESTIONS: usize = 1_050_000;
+    let bench = bench();
+    let node = node(&bench);
+    let users: ArrayRef =
+        Arc::new(StringArray::from_iter_values((0..QUESTIONS).map(|i| format!("u{}", i % 9))));
+    let labels: ArrayRef = Arc::new(arrow::array::Int64Array::from_iter(0..QUESTIONS as i64));
+    let times: ArrayRef = Arc::new(
+        arrow::array::TimestampMicrosecondArray::from_value(4_000_000_000_000_000, QUESTIONS)
+            .with_timezone("UTC"),
+    );
+    let spine = RecordBatch::try_from_iter([
+        ("entity_id", users),
+        ("label", labels),
+        ("event_timestamp", times),
+    ])
+    .unwrap();
+    let mut writer = StreamWriter::try_new(Vec::new(), &spine.schema()).unwrap();
+    writer.write(&spine).unwrap();
+    let spine = writer.into_inner().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let url =
+        format!("http://{}/get-historical-features?features=score&mode=event-time", node.http);
+    let answer = std::thread::scope(|scope| {
+        // Values that come all the while.
+        let writing = scope.spawn(|| {
+            let mut n = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let rows: String = (0..9)
+                    .map(|u| {
+                        line(&format!("u{u}"), "score", Some(f64::from(n)), "2026-01-05T00:00:00Z")
+                    })
+                    .collect();
+                load(&bench, &node, &format!("more-{n}.ndjson"), &rows);
+                n += 1;
+            }
+            n
+        });
+        wait_for("the first values", || {
+            let n = node.query("SELECT count(*) AS n FROM features_table WHERE entity_id = 'u8'");
+            (n[0]["n"].as_i64() > Some(0)).then_some(())
+        });
+        let answer = super::runtime().block_on(async {
+            let client = reqwest::Client::new();
+            // Two that leave before the end.
+            for _ in 0..2 {
+                let gone = client.post(&url).body(spine.clone()).send();
+                let gone = tokio::time::timeout(Duration::from_millis(400), gone).await;
+                drop(gone);
+            }
+            let answer = client.post(&url).body(spine.clone()).send().await.unwrap();
+            assert!(answer.status().is_success());
+            answer.bytes().await.unwrap()
+        });
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(writing.join().unwrap() > 3);
+        answer
+    });
+    let (mut next, mut values) = (0, std::collections::BTreeMap::new());
+    for batch in StreamReader::try_new(answer.as_ref(), None).unwrap() {
+        let batch = batch.unwrap();
+        let (users, labels) = (batch.column(0).as_string::<i32>(), batch.column(1));
+        let labels = labels.as_primitive::<arrow::datatypes::Int64Type>();
+        let scores = batch.column(3).as_primitive::<arrow::datatypes::Float64Type>();
+        for i in 0..batch.num_rows() {
+            assert_eq!(labels.value(i), next, "in the order of the questions");
+            next += 1;
+            let known = values.entry(users.value(i).to_owned()).or_insert(scores.value(i));
+            assert_eq!(known.to_bits(), scores.value(i).to_bits(), "one commit for all chunks");
+        }
+    }
+    assert_eq!((next, values.len()), (QUESTIONS as i64, 9));
+    node.stop_well();
+}
+
+/// History of a file may count from when it was made.
+#[test]
+fn history_that_is_loaded_later_counts_from_when_it_was_made_where_the_stream_says_so() {
+    let mut bench = bench();
+    bench.config.streams[0].as_known = millstream::config::AsKnown::CreatedAt;
+    let node = node(&bench);
+    // Enough rows to go to the store as a file, too.
+    let rows: String = (0..2_000)
+        .map(|i| line(&format!("many{i}"), "score", Some(1.0), "2026-01-01T12:00:00Z"))
+        .collect();
+    load(&bench, &node, "many.ndjson", &rows);
+    for entity in ["half", "many7"] {
+        let body = json!({ "entities": {
+            "entity_id": [entity, entity],
+            "event_timestamp": ["2026-01-01T11:59:59Z", "2026-01-01T12:00:01Z"],
+        } });
+        let (status, told) = node.post("/get-historical-features?features=score", &body);
+        assert_eq!(status, 200, "{told}");
+        let known = &told["results"][2]["statuses"];
+        // The value of eleven o'clock was made then.
+        let before = if entity == "half" { "PRESENT" } else { "NOT_FOUND" };
+        assert_eq!(*known, json!([before, "PRESENT"]), "{entity}");
+    }
     node.stop_well();
 }

@@ -1,6 +1,8 @@
 //! Features as clients read them: the newest, as of the past, and what is known of them.
 
 mod asof;
+mod concurrent;
+mod hostile;
 mod online;
 mod stored;
 
@@ -23,7 +25,11 @@ const ROWS: [(&str, &str, Option<f64>, &str); 8] = [
 ];
 
 fn bench() -> Bench {
-    let mut bench = Bench::new("");
+    bench_on("")
+}
+
+fn bench_on(brokers: &str) -> Bench {
+    let mut bench = Bench::new(brokers);
     let stream = &mut bench.config.streams[0];
     stream.name = "stats".into();
     stream.max_age_s = Some(TEN_YEARS_S);

@@ -165,6 +165,7 @@ impl Batch {
             transform: TRANSFORM.into(),
             script_sha256: String::new(),
             generation,
+            as_known: crate::config::AsKnown::Arrival,
             parts: vec![part],
         };
         let dead = dead_letters_to_arrow(&self.dead)?;

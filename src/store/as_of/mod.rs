@@ -1,0 +1,116 @@
+//! AS OF reads: what was known of features of entities at instants. The rule is
+//! [`crate::protocol::as_of`]; here its rows are fetched.
+//!
+//! DuckDB keeps of the history what belongs to the entities and the features that are asked for, in one
+//! scan, by hash joins that give their numbers; who is seen by which question is decided outside of it. An
+//! ASOF join in DuckDB picks an arbitrary row among ties, and needs two sorts of the whole history by
+//! windows before it; this needs none, and gives the same bytes each time.
+
+mod fetch;
+
+use self::fetch::{Asked, Rows, twice};
+use super::reader::{ReadError, with_deadline};
+use crate::{
+    messages::{AsOfRequest, Watermark, as_of_answer_schema, question_schema},
+    protocol::as_of::{History, Question, Timeline},
+};
+use arrow::{
+    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch},
+    datatypes::Int64Type,
+};
+use duckdb::Connection;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+/// Questions that are answered at once, at most.
+pub const MOST_QUESTIONS: usize = 1_000_000;
+
+/// Answers, over all questions and features, that are given at once, at most: they are held until they
+/// are fetched.
+pub const MOST_ANSWERS: usize = 10_000_000;
+
+/// Answers questions about one feature after the other; `told` takes the answers, and ends it with
+/// `false`; so does `is_gone`. It must not block: the database cannot be closed meanwhile. Gives up to where
+/// it looked.
+///
+/// # Errors
+/// [`ReadError`]: refused are questions that are not [`question_schema`]'s rows, too many, a feature that
+/// no row of the history has, and one that is asked for twice.
+pub fn as_of(
+    connection: &Connection,
+    questions: &RecordBatch,
+    request: &AsOfRequest,
+    deadline: Duration,
+    is_gone: impl Fn() -> bool + Send,
+    mut told: impl FnMut(RecordBatch) -> bool,
+) -> Result<Watermark, ReadError> {
+    let n = questions.num_rows();
+    if questions.schema() != question_schema()
+        || n > MOST_QUESTIONS
+        || n.saturating_mul(request.features.len()) > MOST_ANSWERS
+    {
+        let why = format!(
+            "at most {MOST_QUESTIONS} questions with an entity and an instant each, and {MOST_ANSWERS} answers"
+        );
+        return Err(ReadError::Refused(why));
+    }
+    if let Some(name) = twice(&request.features) {
+        return Err(ReadError::Refused(format!("the feature `{name}` is asked for twice")));
+    }
+    with_deadline(connection, deadline, is_gone, || {
+        let watermark = match request.watermark {
+            Some(watermark) => watermark,
+            None => last_commit(connection)?,
+        };
+        let (questions, entities) = number(questions);
+        let asked = Asked::new(connection, &entities, watermark)?;
+        asked.each(&request.features, &mut |Rows { history, values }| {
+            let timeline = Timeline::new(&history, request.mode, entities.len());
+            let rows = questions
+                .iter()
+                .map(|question| timeline.answer(*question, request.strict, watermark.stamp_us));
+            Ok(told(answers(&history, &values, rows)?))
+        })?;
+        Ok(watermark)
+    })
+}
+
+fn failed(error: impl std::fmt::Display) -> ReadError {
+    ReadError::Failed(error.to_string())
+}
+
+fn last_commit(connection: &Connection) -> Result<Watermark, ReadError> {
+    // Before the first commit nothing is seen.
+    let sql = "SELECT coalesce(epoch_us(max(committed_at)), -9223372036854775808), coalesce(max(batch_seq), 0)
+               FROM ingest_ledger";
+    connection
+        .query_row(sql, [], |row| Ok(Watermark { stamp_us: row.get(0)?, batch_seq: row.get(1)? }))
+        .map_err(failed)
+}
+
+/// Numbers the entities of the questions; the questions by them.
+fn number(questions: &RecordBatch) -> (Vec<Question>, HashMap<&str, u32>) {
+    let entities = questions.column(0).as_string::<i32>();
+    let instants = questions.column(1).as_primitive::<Int64Type>().values();
+    let mut numbers: HashMap<&str, u32> = HashMap::new();
+    let mut asked = Vec::with_capacity(questions.num_rows());
+    for (entity, at) in (0..questions.num_rows()).map(|i| entities.value(i)).zip(instants) {
+        // There are no more of them than questions.
+        let next = numbers.len() as u32;
+        asked.push((*numbers.entry(entity).or_insert(next), *at));
+    }
+    (asked, numbers)
+}
+
+fn answers(
+    history: &History,
+    values: &[Option<f64>],
+    rows: impl Iterator<Item = Option<usize>> + Clone,
+) -> Result<RecordBatch, ReadError> {
+    let columns: [ArrayRef; 2] = [
+        Arc::new(rows.clone().map(|row| values[row?]).collect::<Float64Array>()),
+        Arc::new(
+            rows.map(|row| Some(history.versions[row?].event_timestamp)).collect::<Int64Array>(),
+        ),
+    ];
+    RecordBatch::try_new(as_of_answer_schema(), columns.into()).map_err(failed)
+}
