@@ -22,7 +22,7 @@ use crate::{
 };
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray,
+        Array, ArrayRef, AsArray, Float64Builder, Int64Array, RecordBatch, StringBuilder,
         TimestampMicrosecondArray,
     },
     compute::concat_batches,
@@ -309,11 +309,17 @@ fn told(
             times.is_valid(i).then(|| (found.is_valid(i).then(|| found.value(i)), times.value(i)));
         Status::of(row, instants.value(i), max_age_us)
     };
-    let rows = 0..instants.len();
-    let values: Float64Array = rows.clone().map(|i| of(i).1).collect();
-    let statuses = StringArray::from_iter_values(rows.map(|i| of(i).0.name()));
-    let times: TimestampMicrosecondArray = times.iter().collect();
-    Ok([Arc::new(values), Arc::new(statuses), Arc::new(times.with_timezone("UTC"))])
+    let n = instants.len();
+    let mut values = Float64Builder::with_capacity(n);
+    let mut statuses = StringBuilder::with_capacity(n, n * Status::Present.name().len());
+    for i in 0..n {
+        let (status, value) = of(i);
+        statuses.append_value(status.name());
+        values.append_option(value);
+    }
+    let times: TimestampMicrosecondArray = times.reinterpret_cast();
+    let times = Arc::new(times.with_timezone("UTC"));
+    Ok([Arc::new(values.finish()), Arc::new(statuses.finish()), times])
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::{
     store::reader::ReadError,
 };
 use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array},
+    array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array},
     datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, UInt32Type},
 };
 use duckdb::Connection;
@@ -19,7 +19,7 @@ use std::{
 /// Rows of all features' histories that are looked at at once, at most: 60 bytes each.
 const MOST_HISTORY: usize = 20_000_000;
 /// Rows that DuckDB hands over at once, about: it holds them until the last is taken.
-const PIECE_ROWS: usize = 2_457_600;
+const PIECE_ROWS: usize = 1_228_800;
 /// Up to so many entities it is first tried to fetch everything at once.
 const FEW_ENTITIES: usize = 10_000;
 
@@ -30,12 +30,8 @@ pub(super) struct Asked<'a> {
     n_entities: usize,
 }
 
-/// The rows of a feature, and their values.
-#[derive(Default)]
-pub(super) struct Rows {
-    pub(super) history: History,
-    pub(super) values: Vec<Option<f64>>,
-}
+/// Histories of features, in their order.
+pub(super) type Histories = Vec<History<Option<f64>>>;
 
 /// There are more rows than are looked at at once.
 struct TooMany;
@@ -77,26 +73,23 @@ impl<'a> Asked<'a> {
         Ok(Self { connection, watermark, n_entities: entities.len() })
     }
 
-    /// Hands over each feature's rows, in the order of the features, until `take` gives `false`. As many
-    /// features are fetched at once as have room.
+    /// Hands over the histories of features, in their order, until `take` gives `false`: of as many at once
+    /// as have room.
     pub(super) fn each(
         &self,
         features: &[String],
-        take: &mut impl FnMut(Rows) -> Result<bool, ReadError>,
+        take: &mut impl FnMut(Histories) -> Result<bool, ReadError>,
     ) -> Result<bool, ReadError> {
         match self.fetch(features)? {
-            Ok(rows) => {
-                for (feature, rows) in features.iter().zip(rows) {
-                    if rows.values.is_empty() && !self.is_known(feature)? {
+            Ok(histories) => {
+                for (feature, history) in features.iter().zip(&histories) {
+                    if history.values.is_empty() && !self.is_known(feature)? {
                         let why =
                             format!("there is no feature `{feature}`: no entity has ever had it");
                         return Err(ReadError::Refused(why));
                     }
-                    if !take(rows)? {
-                        return Ok(false);
-                    }
                 }
-                Ok(true)
+                take(histories)
             }
             Err(TooMany) if features.len() > 1 => {
                 let (first, second) = features.split_at(features.len() / 2);
@@ -111,18 +104,18 @@ impl<'a> Asked<'a> {
     }
 
     /// The rows that may be seen, by feature.
-    fn fetch(&self, features: &[String]) -> Result<Result<Vec<Rows>, TooMany>, ReadError> {
+    fn fetch(&self, features: &[String]) -> Result<Result<Histories, TooMany>, ReadError> {
         let numbers = (0_u32..).zip(features).map(|(number, name)| (name.as_str(), number));
         let numbers: Vec<_> = numbers.collect();
         tell_numbers(self.connection, "asked_features", "feature_name", numbers.into_iter())?;
-        let mut rows: Vec<Rows> = features.iter().map(|_| Rows::default()).collect();
+        let mut rows: Histories = features.iter().map(|_| History::default()).collect();
         // All at once is the fastest where it is little, which is not known before.
         if self.n_entities <= FEW_ENTITIES {
             let n = self.piece(0, self.watermark.batch_seq, Some(PIECE_ROWS + 1), &mut rows)?;
             if n <= PIECE_ROWS {
                 return Ok(Ok(rows));
             }
-            rows.iter_mut().for_each(|rows| *rows = Rows::default());
+            rows.iter_mut().for_each(|rows| *rows = History::default());
         }
         let (mut n, mut after) = (0, 0);
         for to in self.cuts()? {
@@ -161,7 +154,7 @@ impl<'a> Asked<'a> {
         after: i64,
         to: i64,
         limit: Option<usize>,
-        rows: &mut [Rows],
+        rows: &mut [History<Option<f64>>],
     ) -> Result<usize, ReadError> {
         let limit = limit.map_or_else(String::new, |limit| format!("LIMIT {limit}"));
         let sql = format!(
@@ -189,7 +182,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn add(batch: &RecordBatch, rows: &mut [Rows]) {
+fn add(batch: &RecordBatch, rows: &mut [History<Option<f64>>]) {
     let number = |i: usize| batch.column(i).as_primitive::<UInt32Type>().values();
     let long = |i: usize| batch.column(i).as_primitive::<Int64Type>().values();
     let short = |i: usize| batch.column(i).as_primitive::<Int32Type>().values();
@@ -198,7 +191,7 @@ fn add(batch: &RecordBatch, rows: &mut [Rows]) {
     let (sources, positions, subs) = (short(5), long(6), short(7));
     let values = batch.column(8).as_primitive::<Float64Type>();
     for i in 0..batch.num_rows() {
-        let Rows { history, values: own } = &mut rows[features[i] as usize];
+        let history = &mut rows[features[i] as usize];
         history.entities.push(entities[i]);
         history.available_at.push(available_at[i]);
         history.versions.push(Version {
@@ -208,7 +201,7 @@ fn add(batch: &RecordBatch, rows: &mut [Rows]) {
             pos: positions[i],
             sub: subs[i],
         });
-        own.push(arrow::array::Array::is_valid(values, i).then(|| values.value(i)));
+        history.values.push(values.is_valid(i).then(|| values.value(i)));
     }
 }
 

@@ -8,14 +8,14 @@
 
 mod fetch;
 
-use self::fetch::{Asked, Rows, twice};
+use self::fetch::{Asked, twice};
 use super::reader::{ReadError, with_deadline};
 use crate::{
     messages::{AsOfRequest, Watermark, as_of_answer_schema, question_schema},
     protocol::as_of::{History, Question, Timeline},
 };
 use arrow::{
-    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch},
+    array::{ArrayRef, AsArray, Float64Builder, Int64Builder, RecordBatch},
     datatypes::Int64Type,
 };
 use duckdb::Connection;
@@ -63,15 +63,31 @@ pub fn as_of(
         };
         let (questions, entities) = number(questions);
         let asked = Asked::new(connection, &entities, watermark)?;
-        asked.each(&request.features, &mut |Rows { history, values }| {
-            let timeline = Timeline::new(&history, request.mode, entities.len());
-            let rows = questions
-                .iter()
-                .map(|question| timeline.answer(*question, request.strict, watermark.stamp_us));
-            Ok(told(answers(&history, &values, rows)?))
+        let (questions, n_entities) = (questions.as_slice(), entities.len());
+        let of = |history| answers(history, questions, n_entities, request, watermark);
+        asked.each(&request.features, &mut |histories| {
+            let mut histories = histories.into_iter();
+            // Two at a time: DuckDB rests meanwhile.
+            while let Some(first) = histories.next() {
+                let both = std::thread::scope(|scope| {
+                    let second = histories.next().map(|second| scope.spawn(move || of(second)));
+                    let first = of(first);
+                    [Some(first), second.map(|second| second.join().unwrap_or_else(|_| panicked()))]
+                });
+                for batch in both.into_iter().flatten() {
+                    if !told(batch?) {
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
         })?;
         Ok(watermark)
     })
+}
+
+fn panicked<T>() -> Result<T, ReadError> {
+    Err(ReadError::Failed("a thread that answers questions panicked".into()))
 }
 
 fn failed(error: impl std::fmt::Display) -> ReadError {
@@ -101,16 +117,22 @@ fn number(questions: &RecordBatch) -> (Vec<Question>, HashMap<&str, u32>) {
     (asked, numbers)
 }
 
+/// Answers about one feature.
 fn answers(
-    history: &History,
-    values: &[Option<f64>],
-    rows: impl Iterator<Item = Option<usize>> + Clone,
+    history: History<Option<f64>>,
+    questions: &[Question],
+    n_entities: usize,
+    request: &AsOfRequest,
+    watermark: Watermark,
 ) -> Result<RecordBatch, ReadError> {
-    let columns: [ArrayRef; 2] = [
-        Arc::new(rows.clone().map(|row| values[row?]).collect::<Float64Array>()),
-        Arc::new(
-            rows.map(|row| Some(history.versions[row?].event_timestamp)).collect::<Int64Array>(),
-        ),
-    ];
+    let timeline = Timeline::new(history, request.mode, n_entities);
+    let mut values = Float64Builder::with_capacity(questions.len());
+    let mut times = Int64Builder::with_capacity(questions.len());
+    for question in questions {
+        let told = timeline.answer(*question, request.strict, watermark.stamp_us);
+        values.append_option(told.and_then(|(_, value)| value));
+        times.append_option(told.map(|(at, _)| at));
+    }
+    let columns: [ArrayRef; 2] = [Arc::new(values.finish()), Arc::new(times.finish())];
     RecordBatch::try_new(as_of_answer_schema(), columns.into()).map_err(failed)
 }
