@@ -66,9 +66,6 @@ impl FromStr for Role {
     }
 }
 
-/// How long an audit may take.
-const VERIFY_DEADLINE: Duration = Duration::from_secs(60);
-
 /// What the HTTP and gRPC services see of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct NodeView {
@@ -172,7 +169,7 @@ impl NodeView {
             None => None,
         };
         let mut audit: Audit =
-            match self.read(&ReadRequest::Verify { full }, VERIFY_DEADLINE).await? {
+            match self.read(&ReadRequest::Verify { full }, OPERATOR_DEADLINE).await? {
                 (ReadReply::Failed { reason, .. }, _) => bail!("{reason}"),
                 (_, json) => serde_json::from_slice(&json)?,
             };

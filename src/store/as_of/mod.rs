@@ -15,7 +15,7 @@ use crate::{
     protocol::as_of::{History, Question, Timeline},
 };
 use arrow::{
-    array::{ArrayRef, AsArray, Float64Builder, Int64Builder, RecordBatch},
+    array::{ArrayRef, AsArray, BooleanBufferBuilder, Float64Array, Int64Array, RecordBatch},
     datatypes::Int64Type,
 };
 use duckdb::Connection;
@@ -103,36 +103,53 @@ fn last_commit(connection: &Connection) -> Result<Watermark, ReadError> {
         .map_err(failed)
 }
 
-/// Numbers the entities of the questions; the questions by them.
-fn number(questions: &RecordBatch) -> (Vec<Question>, HashMap<&str, u32>) {
+/// Numbers the entities of the questions; the questions by them, with their places among the answers. They
+/// stand by entity, so that a timeline is read from its beginning to its end.
+fn number(questions: &RecordBatch) -> (Vec<(Question, u32)>, HashMap<&str, u32>) {
     let entities = questions.column(0).as_string::<i32>();
     let instants = questions.column(1).as_primitive::<Int64Type>().values();
     let mut numbers: HashMap<&str, u32> = HashMap::new();
     let mut asked = Vec::with_capacity(questions.num_rows());
-    for (entity, at) in (0..questions.num_rows()).map(|i| entities.value(i)).zip(instants) {
-        // There are no more of them than questions.
+    // There are at most `MOST_QUESTIONS` of them.
+    for (place, at) in (0_u32..).zip(instants) {
         let next = numbers.len() as u32;
-        asked.push((*numbers.entry(entity).or_insert(next), *at));
+        let entity = entities.value(place as usize);
+        asked.push(((*numbers.entry(entity).or_insert(next), *at), place));
     }
+    asked.sort_unstable();
     (asked, numbers)
 }
 
 /// Answers about one feature.
 fn answers(
     history: History<Option<f64>>,
-    questions: &[Question],
+    questions: &[(Question, u32)],
     n_entities: usize,
     request: &AsOfRequest,
     watermark: Watermark,
 ) -> Result<RecordBatch, ReadError> {
     let timeline = Timeline::new(history, request.mode, n_entities);
-    let mut values = Float64Builder::with_capacity(questions.len());
-    let mut times = Int64Builder::with_capacity(questions.len());
-    for question in questions {
+    let n = questions.len();
+    let (mut values, mut has_value) = (vec![0.0; n], BooleanBufferBuilder::new(n));
+    let (mut times, mut has_time) = (vec![0; n], BooleanBufferBuilder::new(n));
+    has_value.append_n(n, false);
+    has_time.append_n(n, false);
+    for (question, place) in questions {
         let told = timeline.answer(*question, request.strict, watermark.stamp_us);
-        values.append_option(told.and_then(|(_, value)| value));
-        times.append_option(told.map(|(at, _)| at));
+        if let Some((at, value)) = told {
+            let place = *place as usize;
+            times[place] = at;
+            has_time.set_bit(place, true);
+            if let Some(value) = value {
+                values[place] = value;
+                has_value.set_bit(place, true);
+            }
+        }
     }
-    let columns: [ArrayRef; 2] = [Arc::new(values.finish()), Arc::new(times.finish())];
+    let [has_value, has_time] = [has_value, has_time].map(|mut bits| Some(bits.finish().into()));
+    let columns: [ArrayRef; 2] = [
+        Arc::new(Float64Array::new(values.into(), has_value)),
+        Arc::new(Int64Array::new(times.into(), has_time)),
+    ];
     RecordBatch::try_new(as_of_answer_schema(), columns.into()).map_err(failed)
 }

@@ -701,7 +701,7 @@ SELECT 1) , (SELECT 2
 -- expect: refused
 -- generate: lambdas 30
 ---
--- expect: stopped
+-- expect: refused
 -- generate: types 900
 ---
 -- expect: stopped
