@@ -177,7 +177,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=10, help="of each online measurement")
     parser.add_argument("--no-feast", action="store_true")
     parser.add_argument(
-        "--feast-questions", type=int, default=100_000, help="of QUESTIONS, the first so many"
+        "--feast-questions", type=int, default=1_000_000, help="of QUESTIONS, the first so many"
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

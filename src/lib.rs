@@ -24,6 +24,7 @@ pub mod embedded;
 pub mod failpoint;
 pub mod files;
 pub mod generate;
+pub mod json_rows;
 pub mod kafka;
 pub mod messages;
 pub mod node;

@@ -6,11 +6,10 @@ use super::{
     demo,
     file_sink::{self, FileSink},
 };
-use crate::{messages::QueryBounds, service::QueryBody};
+use crate::{json_rows::json_rows, messages::QueryBounds, service::QueryBody};
 use arrow::{
     array::RecordBatch,
     ipc::reader::StreamReader,
-    json::{WriterBuilder, writer::JsonArray},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use clap::Args;
@@ -90,12 +89,7 @@ fn print(batches: &[RecordBatch], json: bool) -> Result<(), Failure> {
 }
 
 fn print_json(batches: &[RecordBatch]) -> anyhow::Result<()> {
-    let mut writer: arrow::json::Writer<_, JsonArray> =
-        WriterBuilder::new().with_explicit_nulls(true).build(Vec::new());
-    writer.write_batches(&batches.iter().collect::<Vec<_>>())?;
-    writer.finish()?;
-    let text = String::from_utf8(writer.into_inner())?;
-    println!("{}", if text.is_empty() { "[]" } else { &text });
+    println!("{}", String::from_utf8(json_rows(batches, usize::MAX)?)?);
     Ok(())
 }
 

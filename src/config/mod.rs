@@ -225,6 +225,8 @@ pub struct StoreConfig {
     pub group_wait_ms: u64,
     /// DuckDB's memory limit, in MiB.
     pub memory_limit_mib: usize,
+    /// What DuckDB may put aside on the disk while it sorts, joins and groups, in MiB.
+    pub max_spill_mib: usize,
     /// DuckDB's threads.
     pub threads: usize,
     /// Seconds between two comparisons of online values with DuckDB's newest on a sample of keys, told
@@ -239,6 +241,7 @@ impl Default for StoreConfig {
             group_rows: 200_000,
             group_wait_ms: 20,
             memory_limit_mib: 2048,
+            max_spill_mib: 16_384,
             threads: 2,
             skew_every_s: 300,
         }

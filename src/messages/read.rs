@@ -66,6 +66,9 @@ pub enum ReadRequest {
         sql: String,
         /// How long it may take, and how large its answer may be.
         bounds: QueryBounds,
+        /// Whether the program itself asks, to go on with its work.
+        #[serde(default)]
+        own: bool,
     },
     /// The audit of ledger, tables and online store.
     Verify {

@@ -2,15 +2,12 @@
 
 use super::http::problem;
 use crate::{
-    actors::{redis_queue::select, replayer::Filter},
+    actors::{redis_queue::select_for_client, replayer::Filter},
+    json_rows::json_rows,
     node::NodeView,
     text::sql_literal,
 };
 use anyhow::Context as _;
-use arrow::{
-    array::RecordBatch,
-    json::{WriterBuilder, writer::JsonArray},
-};
 use axum::{
     Json, Router,
     extract::{Query, State, rejection::JsonRejection},
@@ -134,16 +131,14 @@ async fn replay(
     }
 }
 
+/// Bytes of a list as JSON, at most.
+const MOST_JSON_BYTES: usize = 256 << 20;
+
 /// The rows of a SELECT as JSON objects; bytes are hexadecimal.
 pub(super) async fn rows(view: &NodeView, sql: String) -> anyhow::Result<Vec<Value>> {
     let redis = view.redis.as_ref().context("this node has no Redis to ask through")?;
-    let batches = select(redis, &view.keys, sql).await?;
-    let mut writer: arrow::json::Writer<_, JsonArray> =
-        WriterBuilder::new().with_explicit_nulls(true).build(Vec::new());
-    writer.write_batches(&batches.iter().collect::<Vec<&RecordBatch>>())?;
-    writer.finish()?;
-    let json = writer.into_inner();
-    if json.is_empty() { Ok(Vec::new()) } else { Ok(serde_json::from_slice(&json)?) }
+    let batches = select_for_client(redis, &view.keys, sql).await?;
+    Ok(serde_json::from_slice(&json_rows(&batches, MOST_JSON_BYTES)?)?)
 }
 
 /// Adds the raw record as text, when it is text.

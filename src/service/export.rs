@@ -31,7 +31,7 @@ use serde::Deserialize;
 use std::{io::Cursor, time::Duration};
 
 /// Rows of a piece, about; a batch is never divided.
-const PIECE_ROWS: usize = 100_000;
+const PIECE_ROWS: usize = 50_000;
 /// How long the store may take with a piece.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -166,7 +166,7 @@ async fn fetch(
     view: &NodeView,
     sql: String,
 ) -> anyhow::Result<(arrow::datatypes::SchemaRef, Vec<RecordBatch>)> {
-    let request = ReadRequest::Query { sql, bounds: QueryBounds::LIMITS };
+    let request = ReadRequest::Query { sql, bounds: QueryBounds::LIMITS, own: false };
     match view.read(&request, PATIENCE).await? {
         (ReadReply::Failed { reason, .. }, _) => bail!("the store cannot be asked: {reason}"),
         (_, bytes) => {

@@ -2,14 +2,12 @@
 
 use super::http::{ARROW_STREAM, problem};
 use crate::{
+    json_rows::{TooLarge, json_rows},
     messages::{QueryBounds, ReadReply, ReadRequest},
     node::NodeView,
     proto::{ArrowChunk, QueryRequest},
 };
-use arrow::{
-    ipc::reader::StreamReader,
-    json::{WriterBuilder, writer::JsonArray},
-};
+use arrow::ipc::reader::StreamReader;
 use axum::{
     Json, Router,
     extract::State,
@@ -66,7 +64,7 @@ async fn ask(view: &NodeView, body: QueryBody) -> Result<Vec<u8>, Problem> {
         max_bytes: max_bytes.unwrap_or(usual.max_bytes),
     };
     let bounds = bounds.within_limits();
-    let request = ReadRequest::Query { sql, bounds };
+    let request = ReadRequest::Query { sql, bounds, own: false };
     match view.read(&request, bounds.deadline() + TURN).await {
         Ok((ReadReply::Failed { refused: true, reason }, _)) => Err(Problem::Refused(reason)),
         Ok((ReadReply::Failed { reason, .. }, _)) => Err(Problem::Failed(reason)),
@@ -82,11 +80,19 @@ async fn over_http(
 ) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let wants_json = accepted.is_some_and(|accepted| accepted.contains("application/json"));
+    let most = QueryBounds::LIMITS.max_bytes;
+    let most_bytes = body.max_bytes.unwrap_or(most).min(most);
     match ask(&view, body).await {
-        Ok(bytes) if wants_json => match to_json(bytes) {
-            Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error),
-        },
+        Ok(bytes) if wants_json => {
+            match tokio::task::spawn_blocking(move || to_json(bytes, most_bytes)).await {
+                Ok(Ok(json)) => {
+                    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+                }
+                Ok(Err(error)) if error.is::<TooLarge>() => problem(StatusCode::BAD_REQUEST, error),
+                Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, error),
+                Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error),
+            }
+        }
         Ok(bytes) => ([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response(),
         Err(Problem::Refused(why)) => problem(StatusCode::BAD_REQUEST, why),
         Err(Problem::Failed(why)) => problem(StatusCode::INTERNAL_SERVER_ERROR, why),
@@ -94,16 +100,9 @@ async fn over_http(
     }
 }
 
-/// A list of rows; what is NULL is there, too.
-fn to_json(arrow: Vec<u8>) -> anyhow::Result<Vec<u8>> {
-    let mut writer: arrow::json::Writer<_, JsonArray> =
-        WriterBuilder::new().with_explicit_nulls(true).build(Vec::new());
-    for batch in StreamReader::try_new(Cursor::new(arrow), None)? {
-        writer.write(&batch?)?;
-    }
-    writer.finish()?;
-    let json = writer.into_inner();
-    Ok(if json.is_empty() { b"[]".to_vec() } else { json })
+fn to_json(arrow: Vec<u8>, most: usize) -> anyhow::Result<Vec<u8>> {
+    let batches = StreamReader::try_new(Cursor::new(arrow), None)?;
+    json_rows(&batches.collect::<Result<Vec<_>, _>>()?, most)
 }
 
 /// Answers over gRPC.

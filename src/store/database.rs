@@ -12,6 +12,8 @@ pub struct DatabaseOptions {
     pub file: PathBuf,
     /// DuckDB's memory limit in MiB.
     pub memory_limit_mib: usize,
+    /// What DuckDB may put aside on the disk, in MiB: a reader must not fill the writer's.
+    pub max_spill_mib: usize,
     /// DuckDB's threads.
     pub threads: usize,
     /// Folder of the chunks that nodes leave for the store, see [`crate::spool`]; the only files
@@ -26,6 +28,7 @@ impl DatabaseOptions {
         Self {
             file: config.database(),
             memory_limit_mib: config.store.memory_limit_mib,
+            max_spill_mib: config.store.max_spill_mib,
             threads: config.store.threads,
             chunks: Some(chunk_folder(&config.spool())),
         }
@@ -160,7 +163,9 @@ fn connect(options: &DatabaseOptions) -> Result<Connection, StoreError> {
              SET GLOBAL enable_external_file_cache = false;
              SET GLOBAL TimeZone = 'UTC';
              SET GLOBAL checkpoint_threshold = '128MiB';
+             SET GLOBAL max_temp_directory_size = '{}MiB';
              SET lock_configuration = true;",
+            options.max_spill_mib,
         ))
         .map_err(|e| open_error(&options.file, &e))?;
     Ok(connection)

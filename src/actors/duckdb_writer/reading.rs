@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 /// How long questions about the past may take.
 const AS_OF_DEADLINE: Duration = Duration::from_secs(300);
 
+/// How long a sample may take.
+const SAMPLE_DEADLINE: Duration = Duration::from_secs(60);
+
 /// The books, and the newest value of every feature.
 pub type Audited = (Audit, Vec<NewestValue>);
 
@@ -38,6 +41,8 @@ pub enum ReadJob {
         sql: String,
         /// What it may cost.
         bounds: QueryBounds,
+        /// Whether the program itself asks.
+        own: bool,
         /// The Arrow IPC stream; dropping the receiver ends the reading.
         done: oneshot::Sender<Result<Vec<u8>, ReadError>>,
     },
@@ -66,7 +71,7 @@ pub enum ReadJob {
         /// Whether a feature from a source is critical.
         is_critical: IsCritical,
         /// Their newest values.
-        done: oneshot::Sender<Result<Vec<NewestValue>, StoreError>>,
+        done: oneshot::Sender<Result<Vec<NewestValue>, ReadError>>,
     },
     /// Questions about the past.
     AsOf {
@@ -89,9 +94,9 @@ pub enum ReadJob {
 }
 
 impl ReadJob {
-    /// Whether the store itself waits for it before it answers writes.
+    /// Whether the program itself waits for it, to answer writes or to go on with its work.
     pub(super) fn is_own(&self) -> bool {
-        matches!(self, Self::Part { .. } | Self::Replay { .. })
+        matches!(self, Self::Part { .. } | Self::Replay { .. } | Self::Query { own: true, .. })
     }
 }
 
@@ -109,8 +114,10 @@ pub(super) fn read_loop(readers: &Readers, jobs: &Receiver<ReadJob>, writer: &Se
 /// Whoever asked may have stopped waiting; then nobody wants the answer.
 fn answer(readers: &Readers, job: ReadJob, writer: &Sender<Job>) {
     match job {
-        ReadJob::Query { sql, bounds, done } => {
-            let (is_gone, memory) = (|| done.is_closed(), readers.memory_limit());
+        ReadJob::Query { sql, bounds, own, done } => {
+            let is_gone = || done.is_closed();
+            // What the program asks itself is small, and not to blame for what clients take.
+            let memory = if own { usize::MAX } else { readers.memory_limit() };
             let answer = readers
                 .with(|connection| reader::query(connection, &sql, bounds, memory, is_gone))
                 .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())));
@@ -139,8 +146,14 @@ fn answer(readers: &Readers, job: ReadJob, writer: &Sender<Job>) {
         }
         ReadJob::Sample { keys, is_critical, done } => {
             let sampled = readers
-                .with(|connection| sampled(connection, keys, &*is_critical))
-                .unwrap_or_else(|closed| Err(StoreError::Closed(closed)));
+                .with(|connection| {
+                    let is_gone = || done.is_closed();
+                    reader::with_deadline(connection, SAMPLE_DEADLINE, is_gone, || {
+                        let sampled = sampled(connection, keys, &*is_critical);
+                        sampled.map_err(|error| ReadError::Failed(error.to_string()))
+                    })
+                })
+                .unwrap_or_else(|closed| Err(ReadError::Failed(closed.to_string())));
             let _ = done.send(sampled);
         }
         ReadJob::AsOf { request, questions, answers, done } => {

@@ -27,6 +27,8 @@ use std::{
 
 /// Threads that read for clients: a long audit must not hold up a short question.
 const CLIENT_READERS: usize = 2;
+/// Threads that read for the program itself: a long replay must not hold up a short question either.
+const OWN_READERS: usize = 2;
 
 /// What the writer thread needs.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl WriterThread {
 
         let (jobs, received) = crossbeam_channel::unbounded();
         let (reads, to_read) = crossbeam_channel::unbounded();
-        // What answers to writes wait for has a thread of its own.
+        // What the program itself waits for is not held up by clients.
         let (own_reads, own_to_read) = crossbeam_channel::unbounded();
         let open_error = |e: std::io::Error| StoreError::Open {
             file: file.display().to_string(),
@@ -89,7 +91,8 @@ impl WriterThread {
         };
         let note = AttemptNote::open(&file).map_err(open_error)?;
         let client_readers = std::iter::repeat_n(to_read, CLIENT_READERS);
-        for (number, to_read) in client_readers.chain([own_to_read]).enumerate() {
+        let own_readers = std::iter::repeat_n(own_to_read, OWN_READERS);
+        for (number, to_read) in client_readers.chain(own_readers).enumerate() {
             let (readers, audited) = (writer.database().readers(), jobs.clone());
             // They end when the last sender of reads is gone; nothing waits for them.
             std::thread::Builder::new()

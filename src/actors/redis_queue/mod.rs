@@ -30,7 +30,7 @@ pub use online_check::verify_online;
 pub use operator::{adopt, note_script, register_upload, request};
 pub use parts::QueueParts;
 pub use plain_writes::{Owed, PlainWrites};
-pub use reads::{Question, ask, select};
+pub use reads::{Question, ask, select, select_for_client};
 pub use rows::{Row, rows};
 pub use sender::RedisQueue;
 pub use server::RedisQueueServer;

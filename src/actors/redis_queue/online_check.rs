@@ -19,6 +19,9 @@ use std::{sync::Arc, time::Duration};
 const REBUILD_WAIT: Duration = Duration::from_secs(40);
 /// Keys that one round trip asks for.
 const KEYS_A_TRIP: usize = 2_000;
+/// How often keys that do not agree are looked at again, and after how long.
+const LOOKS_AGAIN: usize = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Keys of a sample that the store takes by itself.
 const KEYS_A_LOOK: usize = 1_000;
 /// Keys that a report tells about.
@@ -159,8 +162,49 @@ pub async fn verify_online(
     Ok(Check::of("online_equals_newest", &broken, holds))
 }
 
-/// How each critical key stands, with what is to be said of those that do not stand well.
+/// How each critical key stands, with what is to be said of those that do not stand well. What does not is
+/// looked at again after a moment: rows of files are durable a little before they are online.
 async fn compare_all<'a>(
+    manager: &mut ConnectionManager,
+    keys: &Keys,
+    streams: &[StreamConfig],
+    newest: &'a [NewestValue],
+) -> redis::RedisResult<Vec<(&'a OnlineValue, Standing, String)>> {
+    let mut compared = compare_once(manager, keys, streams, newest).await?;
+    for _ in 0..LOOKS_AGAIN {
+        let unsound =
+            |(i, (_, standing, _)): (usize, &(_, Standing, _))| (!standing.is_sound()).then_some(i);
+        let doubtful: Vec<usize> = compared.iter().enumerate().filter_map(unsound).collect();
+        if doubtful.is_empty() {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        for chunk in doubtful.chunks(KEYS_A_TRIP) {
+            let values: Vec<&OnlineValue> = chunk.iter().map(|i| compared[*i].0).collect();
+            let fields = fields(manager, keys, &values).await?;
+            for ((i, value), field) in chunk.iter().zip(values).zip(fields) {
+                let (standing, told) = compare(value, field.as_deref());
+                compared[*i] = (value, standing, told);
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// What Redis holds of keys.
+async fn fields(
+    manager: &mut ConnectionManager,
+    keys: &Keys,
+    values: &[&OnlineValue],
+) -> redis::RedisResult<Vec<Option<String>>> {
+    let mut pipeline = redis::pipe();
+    for value in values {
+        pipeline.hget(keys.entity(&value.entity_id), &value.feature_name);
+    }
+    pipeline.query_async(manager).await
+}
+
+async fn compare_once<'a>(
     manager: &mut ConnectionManager,
     keys: &Keys,
     streams: &[StreamConfig],
@@ -173,11 +217,7 @@ async fn compare_all<'a>(
         .collect();
     let mut compared = Vec::with_capacity(critical.len());
     for chunk in critical.chunks(KEYS_A_TRIP) {
-        let mut pipeline = redis::pipe();
-        for value in chunk {
-            pipeline.hget(keys.entity(&value.entity_id), &value.feature_name);
-        }
-        let fields: Vec<Option<String>> = pipeline.query_async(manager).await?;
+        let fields = fields(manager, keys, chunk).await?;
         compared.extend(chunk.iter().zip(fields).map(|(value, field)| {
             let (standing, told) = compare(value, field.as_deref());
             (*value, standing, told)

@@ -62,7 +62,8 @@ pub struct Question {
     redis: RedisLink,
     connection: MultiplexedConnection,
     keys: Keys,
-    id: String,
+    /// Its entry, once it is known.
+    id: Option<String>,
     reply_to: String,
     /// How long each answer may take.
     patience: Duration,
@@ -83,17 +84,21 @@ impl Question {
         patience: Duration,
     ) -> anyhow::Result<Self> {
         let reply_to = keys.replies(&format!("read:{}", Uuid::now_v7()));
-        let mut connection =
+        let connection =
             queue::blocking_connection(redis, patience).await.context("Redis cannot be reached")?;
+        let head = serde_json::to_vec(request)?;
+        // From here on it may be on the queue: whoever drops it says so.
+        let (redis, keys) = (redis.clone(), keys.clone());
+        let mut question =
+            Self { redis, connection, keys, id: None, reply_to, patience, is_done: false };
         let mut put = redis::cmd("XADD");
-        put.arg(keys.reads()).arg("*").arg("to").arg(&reply_to);
-        put.arg("head").arg(serde_json::to_vec(request)?);
+        put.arg(question.keys.reads()).arg("*").arg("to").arg(&question.reply_to);
+        put.arg("head").arg(head);
         if let Some(rows) = rows {
             put.arg("rows").arg(rows);
         }
-        let id = put.query_async(&mut connection).await?;
-        let (redis, keys) = (redis.clone(), keys.clone());
-        Ok(Self { redis, connection, keys, id, reply_to, patience, is_done: false })
+        question.id = Some(put.query_async(&mut question.connection).await?);
+        Ok(question)
     }
 
     /// The next answer. After [`ReadReply::Piece`] there is another.
@@ -139,8 +144,10 @@ impl Drop for Question {
                 }
             };
             let mut pipeline = redis::pipe();
-            pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
-            pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
+            if let Some(id) = id {
+                pipeline.cmd("XACK").arg(keys.reads()).arg(STORE_GROUP).arg(&id).ignore();
+                pipeline.cmd("XDEL").arg(keys.reads()).arg(&id).ignore();
+            }
             pipeline.cmd("SET").arg(gone(&reply_to)).arg(1).arg("EX").arg(ANSWER_TTL_S).ignore();
             pipeline.del(&reply_to).ignore();
             let told: redis::RedisResult<()> = pipeline.query_async(&mut connection).await;
@@ -156,7 +163,8 @@ fn gone(reply_to: &str) -> String {
     format!("{reply_to}:gone")
 }
 
-/// Asks the store for the rows of one SELECT.
+/// Asks the store for the rows of one SELECT that the program needs to go on with its work; clients do
+/// not hold it up.
 ///
 /// # Errors
 /// As [`ask`], and the store's word when it refuses.
@@ -165,7 +173,28 @@ pub async fn select(
     keys: &Keys,
     sql: String,
 ) -> anyhow::Result<Vec<RecordBatch>> {
-    let query = ReadRequest::Query { sql, bounds: QueryBounds::default() };
+    rows_of(redis, keys, sql, true).await
+}
+
+/// The same for a client's question, which stands in line with others.
+///
+/// # Errors
+/// As [`select`].
+pub async fn select_for_client(
+    redis: &RedisLink,
+    keys: &Keys,
+    sql: String,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    rows_of(redis, keys, sql, false).await
+}
+
+async fn rows_of(
+    redis: &RedisLink,
+    keys: &Keys,
+    sql: String,
+    own: bool,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    let query = ReadRequest::Query { sql, bounds: QueryBounds::default(), own };
     let bytes = match ask(redis, keys, &query, SELECT_DEADLINE).await? {
         (ReadReply::Failed { reason, .. }, _) => bail!("the store cannot be asked: {reason}"),
         (_, bytes) => bytes,
@@ -228,20 +257,25 @@ async fn serve_on(
             tokio::task::spawn_local(async move {
                 let to: String = entry.get("to").unwrap_or_default();
                 let head: Vec<u8> = entry.get("head").unwrap_or_default();
-                let (reply, body) = match serde_json::from_slice(&head) {
-                    Ok(ReadRequest::AsOf(request)) => {
-                        let questions: Vec<u8> = entry.get("rows").unwrap_or_default();
-                        answer_as_of(request, questions, &mut manager, &to, &thread, &turn).await
-                    }
-                    Ok(request) => {
-                        let mut asker = manager.clone();
-                        tokio::select! {
-                            answer = answer(request, &mut manager, &keys, &config, &thread) => answer,
-                            // What is read is dropped with this, and interrupted.
-                            () = until_gone(&mut asker, &to) => failed("nobody waits any more".into()),
+                let answering = async {
+                    match serde_json::from_slice(&head) {
+                        Ok(ReadRequest::AsOf(request)) => {
+                            // Nobody closes the semaphore. One at a time: they are large, and another
+                            // thread must be free for short questions.
+                            let _turn = turn.acquire().await;
+                            let questions: Vec<u8> = entry.get("rows").unwrap_or_default();
+                            answer_as_of(request, questions, manager.clone(), &to, &thread).await
                         }
+                        Ok(request) => {
+                            answer(request, &mut manager.clone(), &keys, &config, &thread).await
+                        }
+                        Err(error) => refused(format!("the read cannot be understood: {error}")),
                     }
-                    Err(error) => refused(format!("the read cannot be understood: {error}")),
+                };
+                let (reply, body) = tokio::select! {
+                    answer = answering => answer,
+                    // A query, an AS OF read and a sample are dropped with this, and interrupted.
+                    () = until_gone(manager.clone(), &to) => failed("nobody waits any more".into()),
                 };
                 if let Err(error) = send(&mut manager, &keys, &entry.id, &to, &reply, &body).await {
                     tracing::warn!(error = %format!("{error:#}"), "a read's answer was not sent");
@@ -252,7 +286,7 @@ async fn serve_on(
 }
 
 /// Ends when nobody waits at a list any more.
-async fn until_gone(manager: &mut ConnectionManager, to: &str) {
+async fn until_gone(mut manager: ConnectionManager, to: &str) {
     loop {
         tokio::time::sleep(GONE_LOOK).await;
         // Without Redis nobody can be answered either, and the read ends by itself.
@@ -290,19 +324,15 @@ fn element(reply: &ReadReply, body: &[u8]) -> serde_json::Result<Vec<u8>> {
 async fn answer_as_of(
     request: AsOfRequest,
     questions: Vec<u8>,
-    manager: &mut ConnectionManager,
+    mut manager: ConnectionManager,
     to: &str,
     thread: &WriterThread,
-    turn: &Semaphore,
 ) -> (ReadReply, Vec<u8>) {
-    // One at a time: they are large, and another thread must be free for short questions. Nobody closes
-    // the semaphore.
-    let _turn = turn.acquire().await;
     let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
     let (done, result) = tokio::sync::oneshot::channel();
     thread.read(ReadJob::AsOf { request, questions, answers, done });
     while let Some(batch) = answered.recv().await {
-        if let Err(error) = send_piece(manager, to, &batch).await {
+        if let Err(error) = send_piece(&mut manager, to, &batch).await {
             // Nobody takes the answers: dropping the receiver ends the reading.
             let _: redis::RedisResult<()> = manager.del(to).await;
             return failed(format!("{error:#}"));
@@ -361,8 +391,8 @@ async fn answer(
 ) -> (ReadReply, Vec<u8>) {
     let (done, result) = tokio::sync::oneshot::channel();
     match request {
-        ReadRequest::Query { sql, bounds } => {
-            thread.read(ReadJob::Query { sql, bounds, done });
+        ReadRequest::Query { sql, bounds, own } => {
+            thread.read(ReadJob::Query { sql, bounds, own, done });
             match result.await {
                 Ok(Ok(bytes)) => (ReadReply::Arrow, bytes),
                 Ok(Err(error @ (ReadError::Refused(_) | ReadError::Memory))) => {

@@ -117,7 +117,9 @@ fn read(file: &Path, [entity, time]: &[String; 2]) -> Result<Vec<u8>, Failure> {
             format!("read_csv({name}, header = true, sample_size = -1, types = {{{types}}})")
         }
         Some("parquet") => format!("read_parquet({name})"),
-        Some("json" | "ndjson" | "jsonl") => format!("read_json({name}, sample_size = -1)"),
+        Some("json" | "ndjson" | "jsonl") => {
+            return json_to_arrow(&name, texts).map_err(unreadable);
+        }
         _ => {
             return Err(Failure::Usage(format!(
                 "{text}: its extension does not tell what it is: .csv, .json, .ndjson, .parquet, or .arrow (an \
@@ -125,17 +127,23 @@ fn read(file: &Path, [entity, time]: &[String; 2]) -> Result<Vec<u8>, Failure> {
             )));
         }
     };
-    to_arrow(&source, texts).map_err(unreadable)
+    reader_of_files().and_then(|connection| to_arrow(&connection, &source)).map_err(unreadable)
 }
 
-fn to_arrow(source: &str, texts: [&String; 2]) -> anyhow::Result<Vec<u8>> {
+fn reader_of_files() -> anyhow::Result<Connection> {
     let connection = Connection::open_in_memory()?;
     connection.execute_batch("SET TimeZone = 'UTC'; SET preserve_insertion_order = true;")?;
-    let mut source = source.to_owned();
-    if source.starts_with("read_json") {
-        let columns = columns_of_json(&connection, &source, texts)?;
-        source = source.replace("sample_size = -1", &format!("columns = {{{columns}}}"));
-    }
+    Ok(connection)
+}
+
+fn json_to_arrow(name: &str, texts: [&String; 2]) -> anyhow::Result<Vec<u8>> {
+    let connection = reader_of_files()?;
+    let columns =
+        columns_of_json(&connection, &format!("read_json({name}, sample_size = -1)"), texts)?;
+    to_arrow(&connection, &format!("read_json({name}, columns = {{{columns}}})"))
+}
+
+fn to_arrow(connection: &Connection, source: &str) -> anyhow::Result<Vec<u8>> {
     let mut statement = connection.prepare(&format!("FROM {source}"))?;
     // Not as a stream: that one panics on a row that does not fit its column.
     let batches = statement.query_arrow([])?;

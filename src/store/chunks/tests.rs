@@ -24,6 +24,7 @@ fn open(dir: &Path) -> (Writer, ChunkSpool) {
     let options = DatabaseOptions {
         file: dir.join("t.duckdb"),
         memory_limit_mib: 512,
+        max_spill_mib: 1024,
         threads: 2,
         chunks: Some(crate::spool::chunk_folder(&dir.join("spool"))),
     };
@@ -253,7 +254,13 @@ fn a_store_without_a_spool_takes_no_chunks() {
     let (write, _kept) = spooled(&spool, "a", token, 0, 10);
     drop(writer);
     let file = dir.path().join("t.duckdb");
-    let options = DatabaseOptions { file, memory_limit_mib: 256, threads: 1, chunks: None };
+    let options = DatabaseOptions {
+        file,
+        memory_limit_mib: 256,
+        max_spill_mib: 1024,
+        threads: 1,
+        chunks: None,
+    };
     let mut writer = Writer::new(Database::open(options).unwrap()).unwrap();
     assert_eq!(decisions(&writer.apply(&[&write]).unwrap()), [Decision::Gap]);
 }

@@ -53,6 +53,14 @@ pub(super) fn check(connection: &Connection, sql: &str) -> Result<(), ReadError>
     }
     let mut walk = Walk::default();
     common_tables(&tree, &mut walk.named, &mut walk.n_named);
+    if !walk.named.is_empty() {
+        // Elsewhere in the query such a name would be the table.
+        for taken in catalog(connection)? {
+            if walk.named.contains(&taken) && !READABLE_TABLES.contains(&taken.as_str()) {
+                return refused(format!("`{taken}` cannot be the name of a subquery"));
+            }
+        }
+    }
     walk.node(&tree)
 }
 
@@ -62,8 +70,17 @@ fn is_word(name: &str) -> bool {
     name.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
+/// Every table and view that DuckDB knows, its own ones, too.
+fn catalog(connection: &Connection) -> Result<Vec<String>, ReadError> {
+    let sql = "SELECT lower(table_name) FROM duckdb_tables() UNION SELECT lower(view_name) FROM duckdb_views()";
+    let failed = |error: duckdb::Error| ReadError::Failed(error.to_string());
+    let mut statement = connection.prepare(sql).map_err(failed)?;
+    let names = statement.query_map([], |row| row.get(0)).map_err(failed)?;
+    names.collect::<Result<_, _>>().map_err(failed)
+}
+
 /// Names that the query itself gives to subqueries (`WITH name AS …`), and how many there are. Where they
-/// hold is not looked at, so none of them may be one that DuckDB would take for a file elsewhere.
+/// hold is not looked at, so none of them may be one that DuckDB would take for a file or another table elsewhere.
 fn common_tables(node: &Value, named: &mut HashSet<String>, n: &mut usize) {
     match node {
         Value::Object(map) => {

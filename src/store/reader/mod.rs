@@ -53,8 +53,15 @@ pub fn query(
     let begun = connection.execute_batch("BEGIN TRANSACTION READ ONLY");
     begun.map_err(|e| ReadError::Failed(e.to_string()))?;
     let beside = connection.try_clone().map_err(|e| ReadError::Failed(e.to_string()))?;
+    let before = used_memory(&beside);
     let must_end = move || {
-        if is_gone() { Some(ReadError::Gone) } else { needs_too_much(&beside, memory_limit) }
+        if is_gone() {
+            return Some(ReadError::Gone);
+        }
+        // What others hold is not its fault.
+        let used = used_memory(&beside);
+        let own = used.saturating_sub(before);
+        (used > memory_limit / 2 && own > memory_limit / 4).then_some(ReadError::Memory)
     };
     let answer = watched(connection, bounds.deadline(), must_end, || {
         check(connection, sql)?;
@@ -75,20 +82,20 @@ pub fn query(
     answer
 }
 
-/// Whether DuckDB's readers hold so much that its writer may find no memory. What DuckDB can put aside
-/// on the disk — tables, sorts, hash tables — does not count.
-fn needs_too_much(beside: &Connection, memory_limit: usize) -> Option<ReadError> {
+/// Bytes that DuckDB's users hold together and that it cannot put aside on the disk, as it can with tables,
+/// sorts and hash tables: with much of it the writer may find no memory.
+fn used_memory(beside: &Connection) -> usize {
     let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag = 'ALLOCATOR'";
-    let used: duckdb::Result<u64> = beside.query_row(sql, [], |row| row.get(0));
-    match used {
-        Ok(used) if used > memory_limit as u64 / 2 => Some(ReadError::Memory),
-        // The query itself shows what is wrong.
-        _ => None,
-    }
+    // Without an answer the query itself shows what is wrong.
+    let used = beside.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap_or(0);
+    usize::try_from(used).unwrap_or(usize::MAX)
 }
 
 /// Interrupts what is done with the connection when it takes too long, or nobody waits for it.
-pub(super) fn with_deadline<T>(
+///
+/// # Errors
+/// [`ReadError::Deadline`], [`ReadError::Gone`], and those of the work.
+pub fn with_deadline<T>(
     connection: &Connection,
     deadline: Duration,
     is_gone: impl Fn() -> bool + Send,
@@ -113,7 +120,8 @@ fn watched<T>(
             while wait.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
                 if cause.is_none() {
                     let is_late = Instant::now() > until;
-                    cause = must_end().or_else(|| is_late.then_some(ReadError::Deadline(deadline)));
+                    let late = is_late.then_some(ReadError::Deadline(deadline));
+                    cause = late.or_else(&must_end);
                 }
                 if cause.is_some() {
                     interrupt.interrupt();
@@ -133,16 +141,25 @@ fn watched<T>(
     })
 }
 
+/// What is wrong with a text that parses — an unknown column, a cast that fails — is the client's to mend.
+fn told(error: &duckdb::Error) -> ReadError {
+    let text = error.to_string();
+    let ours = ["INTERRUPT", "INTERNAL", "FATAL", "IO Error", "Out of Memory"];
+    if ours.iter().any(|word| text.contains(word)) {
+        ReadError::Failed(text)
+    } else {
+        ReadError::Refused(text)
+    }
+}
+
 fn run(connection: &Connection, sql: &str, bounds: QueryBounds) -> Result<Vec<u8>, ReadError> {
     let failed = |e: &dyn std::fmt::Display| ReadError::Failed(e.to_string());
     // DuckDB puts the answer together before it gives its first row, so it must know the bound. The text
     // alone was checked: nothing in it can end the parenthesis.
     let sql = sql.trim_end().trim_end_matches(|c: char| c == ';' || c.is_whitespace());
     let bounded = format!("FROM (\n{sql}\n) LIMIT {}", bounds.max_rows.saturating_add(1));
-    // What is wrong with a text that parses — an unknown column — is the client's to mend.
-    let mut statement =
-        connection.prepare(&bounded).map_err(|e| ReadError::Refused(e.to_string()))?;
-    let batches = statement.query_arrow([]).map_err(|e| failed(&e))?;
+    let mut statement = connection.prepare(&bounded).map_err(|e| told(&e))?;
+    let batches = statement.query_arrow([]).map_err(|e| told(&e))?;
     let schema = batches.get_schema();
     let mut writer = StreamWriter::try_new(Vec::new(), &schema).map_err(|e| failed(&e))?;
     let mut rows = 0;

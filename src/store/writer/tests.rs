@@ -17,6 +17,7 @@ fn open(dir: &Path) -> Writer {
     let options = DatabaseOptions {
         file: dir.join("t.duckdb"),
         memory_limit_mib: 256,
+        max_spill_mib: 1024,
         threads: 1,
         chunks: None,
     };

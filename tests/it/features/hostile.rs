@@ -114,7 +114,7 @@ fn hostile_texts_are_refused_or_stopped_and_ingest_goes_on() {
             Expect::Stopped => {
                 assert!(is_stopped, "{status} {told}: {}", shown(sql));
                 let took = began.elapsed();
-                assert!(took < Duration::from_secs(10), "{took:?}: {}", shown(sql));
+                assert!(took < Duration::from_secs(40), "{took:?}: {}", shown(sql));
                 wait_for("ingest beside it", || (node.committed_events() > before).then_some(()));
             }
         }

@@ -704,6 +704,18 @@ SELECT 1) , (SELECT 2
 -- expect: refused
 -- generate: types 900
 ---
+-- expect: refused
+SELECT * FROM (WITH store_identity AS (SELECT 1) SELECT 1) x, store_identity
+---
+-- expect: refused
+SELECT * FROM (WITH duckdb_tables AS (SELECT 1) SELECT 1) x, duckdb_tables
+---
+-- expect: refused
+WITH a AS (SELECT * FROM store_identity), store_identity AS (SELECT 1) SELECT * FROM a
+---
+-- expect: refused
+WITH sqlite_master AS (SELECT * FROM sqlite_master) SELECT * FROM sqlite_master
+---
 -- expect: stopped
 SELECT count(*) FROM range(100000000) a, range(100000) b WHERE a.range * b.range = 7
 ---
