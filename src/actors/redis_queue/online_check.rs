@@ -170,15 +170,18 @@ async fn compare_all<'a>(
     streams: &[StreamConfig],
     newest: &'a [NewestValue],
 ) -> redis::RedisResult<Vec<(&'a OnlineValue, Standing, String)>> {
-    let mut compared = compare_once(manager, keys, streams, newest).await?;
-    for _ in 0..LOOKS_AGAIN {
-        let unsound =
-            |(i, (_, standing, _)): (usize, &(_, Standing, _))| (!standing.is_sound()).then_some(i);
-        let doubtful: Vec<usize> = compared.iter().enumerate().filter_map(unsound).collect();
-        if doubtful.is_empty() {
-            break;
+    let critical: Vec<&OnlineValue> = newest
+        .iter()
+        .filter(|v| online::is_critical(streams, &v.source, &v.value.feature_name))
+        .map(|v| &v.value)
+        .collect();
+    let mut compared: Vec<_> =
+        critical.into_iter().map(|value| (value, Standing::Missing, String::new())).collect();
+    let mut doubtful: Vec<usize> = (0..compared.len()).collect();
+    for look in 0..=LOOKS_AGAIN {
+        if look > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
         for chunk in doubtful.chunks(KEYS_A_TRIP) {
             let values: Vec<&OnlineValue> = chunk.iter().map(|i| compared[*i].0).collect();
             let fields = fields(manager, keys, &values).await?;
@@ -186,6 +189,10 @@ async fn compare_all<'a>(
                 let (standing, told) = compare(value, field.as_deref());
                 compared[*i] = (value, standing, told);
             }
+        }
+        doubtful.retain(|i| !compared[*i].1.is_sound());
+        if doubtful.is_empty() {
+            break;
         }
     }
     Ok(compared)
@@ -202,28 +209,6 @@ async fn fields(
         pipeline.hget(keys.entity(&value.entity_id), &value.feature_name);
     }
     pipeline.query_async(manager).await
-}
-
-async fn compare_once<'a>(
-    manager: &mut ConnectionManager,
-    keys: &Keys,
-    streams: &[StreamConfig],
-    newest: &'a [NewestValue],
-) -> redis::RedisResult<Vec<(&'a OnlineValue, Standing, String)>> {
-    let critical: Vec<&OnlineValue> = newest
-        .iter()
-        .filter(|v| online::is_critical(streams, &v.source, &v.value.feature_name))
-        .map(|v| &v.value)
-        .collect();
-    let mut compared = Vec::with_capacity(critical.len());
-    for chunk in critical.chunks(KEYS_A_TRIP) {
-        let fields = fields(manager, keys, chunk).await?;
-        compared.extend(chunk.iter().zip(fields).map(|(value, field)| {
-            let (standing, told) = compare(value, field.as_deref());
-            (*value, standing, told)
-        }));
-    }
-    Ok(compared)
 }
 
 fn compare(newest: &OnlineValue, field: Option<&str>) -> (Standing, String) {
