@@ -9,7 +9,8 @@
 //! * a permit comes back when its holder drops it, at the latest one lease time after its node
 //!   fell silent;
 //! * whoever waited longest on this node is served first;
-//! * between nodes, one that has fewer workers comes first; one that has too many is told.
+//! * between nodes, one that has fewer workers comes first; one that has too many is told;
+//! * a node that is refused knows that it must get by with what it has.
 //!
 //! Leases bound resources; they never guard data.
 
@@ -24,7 +25,10 @@ use actix::{Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handle
 use redis::{Script, aio::ConnectionManager};
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -109,6 +113,8 @@ pub struct HeldLeases {
     leases: Mutex<HashMap<Arc<str>, Instant>>,
     /// The leases of the poorest other node that wants one, and when that was said.
     poorest: Mutex<Option<(usize, Instant)>>,
+    /// Somebody here waits, and the last question was refused.
+    refused: AtomicBool,
 }
 
 impl HeldLeases {
@@ -124,6 +130,13 @@ impl HeldLeases {
         let fresh = Duration::from_millis(WANT_MS.unsigned_abs());
         let poorest = told.filter(|(_, at)| at.elapsed() < fresh).map(|(poorest, _)| poorest);
         lease::owes(self.lock().len(), poorest)
+    }
+
+    /// Permits that this node can have at present, of `cap`: those that it holds, when it was refused
+    /// a further one.
+    #[must_use]
+    pub fn within_reach(&self, cap: usize) -> usize {
+        if self.refused.load(Ordering::Relaxed) { self.lock().len() } else { cap }
     }
 
     fn told(&self, poorest: Option<usize>) {
@@ -243,6 +256,9 @@ impl WorkerSemaphore {
     fn serve(&mut self, ctx: &mut Context<Self>) {
         self.waiting.retain(|(reply, _)| !reply.is_closed());
         METER.queue_depth(self.waiting.len());
+        if self.waiting.is_empty() {
+            self.slot.held.refused.store(false, Ordering::Relaxed);
+        }
         if self.asking || self.waiting.is_empty() {
             return;
         }
@@ -256,7 +272,9 @@ impl WorkerSemaphore {
                 Ok(Answer { connection, wait_ms, done }) => {
                     actor.connection = Some(connection);
                     actor.tell_to_wait(wait_ms);
-                    if done == [1] {
+                    let granted = done == [1];
+                    actor.slot.held.refused.store(!granted, Ordering::Relaxed);
+                    if granted {
                         actor.grant(lease, asked_at);
                         return actor.serve(ctx);
                     }

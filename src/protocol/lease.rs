@@ -31,6 +31,16 @@
 //! | has none | one | one when it had its turn |
 //! | has `p` > 0 | at most `p` + 1 | nothing |
 //!
+//! **Within a node**, lanes — streams, and older versions of theirs — share what the node can have:
+//! all N while some are free, and once a question was refused, those that it holds. While a lane has
+//! work and no worker, the worker of another that ends a batch leaves as [`makes_room`] says:
+//!
+//! | its lane has | permits within reach | it leaves |
+//! |---|---|---|
+//! | more than a fair share of them, and more than one | | now |
+//! | | fewer than there are lanes | when it had its turn |
+//! | | else | not |
+//!
 //! The script of the WorkerSemaphore mirrors [`Leases::apply`]; a test holds one against the other.
 
 use std::collections::BTreeMap;
@@ -62,6 +72,14 @@ pub fn owes(own: usize, poorest: Option<usize>) -> Debt {
         Some(0) if own == 1 => Debt::AfterATurn,
         _ => Debt::Nothing,
     }
+}
+
+/// See the module's last table: whether a worker leaves for a lane that has none. `workers` has its own
+/// lane, `lanes` there are that have work or workers.
+#[must_use]
+pub fn makes_room(workers: usize, within_reach: usize, lanes: usize, had_its_turn: bool) -> bool {
+    let fair = within_reach / lanes.max(1);
+    workers > fair.max(1) || (fair == 0 && had_its_turn)
 }
 
 /// What is asked for a lease.
@@ -227,6 +245,17 @@ mod tests {
         assert_eq!(owes(1, Some(0)), Debt::AfterATurn);
         assert_eq!(owes(2, Some(1)), Debt::Nothing);
         assert_eq!(owes(0, Some(0)), Debt::Nothing);
+    }
+
+    #[test]
+    fn each_row_of_the_table_of_lanes() {
+        assert!(makes_room(3, 3, 2, false), "more than one of three");
+        assert!(!makes_room(1, 3, 2, true), "there is one for either");
+        assert!(!makes_room(1, 1, 2, false), "its turn is not over");
+        assert!(makes_room(1, 1, 2, true), "the other two are with other nodes");
+        assert!(makes_room(2, 2, 2, false), "both with one lane");
+        assert!(makes_room(2, 2, 3, false), "its second one");
+        assert!(makes_room(1, 2, 3, true));
     }
 
     /// What happens next, and after how long.

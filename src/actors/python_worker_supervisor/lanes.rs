@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     messages::{EventBatch, RECORD_OVERHEAD},
-    protocol::lease::Debt,
+    protocol::lease::{self, Debt},
 };
 use actix::{AsyncContext, Context, SpawnHandle};
 use std::{
@@ -216,8 +216,7 @@ impl PythonWorkerSupervisor {
     }
 
     /// Whether a worker that just finished must leave its permit to another node that has fewer, or
-    /// to a lane, or a trial, that has none: when its own lane has more than a fair share, or when there
-    /// are fewer permits than lanes and it had its turn.
+    /// to a lane, or a trial, of this one that has none.
     fn must_yield(&self, key: &LaneKey, hired_at: Instant) -> bool {
         match self.parts.workers.leases().debt() {
             Debt::Now => return true,
@@ -233,8 +232,10 @@ impl PythonWorkerSupervisor {
         }
         let active: BTreeSet<&LaneKey> =
             crews.keys().chain(waiting().map(|(key, _)| key)).collect();
-        let fair = self.config.python.max_workers as usize / (active.len() + trials).max(1);
-        live(key) > fair.max(1) || (fair == 0 && hired_at.elapsed() >= TURN)
+        let cap = self.config.python.max_workers as usize;
+        let within_reach = self.parts.workers.leases().within_reach(cap);
+        let had_its_turn = hired_at.elapsed() >= TURN;
+        lease::makes_room(live(key), within_reach, active.len() + trials, had_its_turn)
     }
 
     /// A worker got its batch through; it may have to leave all the same.

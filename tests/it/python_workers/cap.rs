@@ -1,8 +1,9 @@
 //! Never more workers than the cap, over all nodes, whatever happens to nodes and to Redis.
 
 use crate::support::{Bench, NodeProcess, Watch, broker, expected, wait_for};
+use millstream::queue::Keys;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -115,7 +116,12 @@ fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
     sleep_until(until(1.0));
     let now = one.positions();
     for (source, next) in before {
-        assert!(now[&source] > next + 100, "{source} starves: {next}, then {}", now[&source]);
+        assert!(
+            now[&source] > next + 100,
+            "{source} starves: {next}, then {}; {:?}",
+            now[&source],
+            [&one, &two].map(|node| node.status()["partitions"][&source].clone())
+        );
     }
     tasks.stop();
     one.verify();
@@ -127,6 +133,50 @@ fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
     assert!(most <= CAP, "{most} workers at once, of {CAP} allowed");
     assert_eq!(most, CAP, "the cap was reached in {samples} samples");
     assert!(samples > 2_000, "{samples} samples");
+    bench.judge_well(&expected(&tasks));
+}
+
+/// Where other nodes have all permits but one, streams take turns with it.
+#[test]
+fn a_node_that_gets_one_permit_of_three_serves_every_stream_with_it() {
+    let Some(brokers) = broker("cap: one permit of three") else { return };
+    let mut bench = Bench::new(&brokers);
+    bench.config.generator.rate = 1_000.0;
+    bench.config.python.max_workers = CAP as u32;
+    let redis = bench.redis();
+    let keys = Keys::new(&bench.config.node.namespace);
+    let in_an_hour = chrono::Utc::now().timestamp_millis() + 3_600_000;
+    let () = redis::pipe()
+        .zadd(keys.permits(), "another/1", in_an_hour)
+        .zadd(keys.permits(), "another/2", in_an_hour)
+        .set(keys.permits_from(), 0)
+        .query(&mut redis.connection())
+        .unwrap();
+    let tasks = bench.generate();
+    let counter = Counter::start();
+    let node = bench.node("process,store");
+    counter.watch(&node);
+    let streams = |positions: HashMap<String, i64>| {
+        let mut of = BTreeMap::<String, i64>::new();
+        for (source, next) in positions {
+            *of.entry(source.split('/').next().unwrap().to_owned()).or_default() += next;
+        }
+        of
+    };
+    // Each gets its turn, and each gets another.
+    let mut before = BTreeMap::new();
+    for _ in 0..3 {
+        before = wait_for("both streams to get on", || {
+            let now = streams(node.positions());
+            let on =
+                |(stream, next): (&String, &i64)| *next > before.get(stream).unwrap_or(&0) + 100;
+            (now.len() == 2 && now.iter().all(on)).then_some(now)
+        });
+    }
+    tasks.stop();
+    node.verify();
+    node.stop_well();
+    assert_eq!(counter.end().0, 1, "the other two are not ours");
     bench.judge_well(&expected(&tasks));
 }
 

@@ -249,6 +249,7 @@ fn spawn(bench: &Bench, roles: &str, failpoints: &str) -> (Child, PathBuf) {
         .arg("--config")
         .arg(bench.config_file())
         .env("FAILPOINTS", failpoints)
+        .envs(std::env::var_os("NODE_LOG").map(|filter| ("RUST_LOG", filter)))
         .stdout(file.try_clone().unwrap())
         .stderr(file)
         .spawn()
