@@ -8,7 +8,15 @@ use arrow::{
     ipc::{reader::StreamReader, writer::StreamWriter},
 };
 use serde_json::{Value, json};
-use std::{path::Path, process::Output, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 fn node(bench: &Bench) -> NodeProcess {
     let node = bench.node("process,store");
@@ -251,6 +259,15 @@ async fn over_grpc(node: &NodeProcess, spine: &[u8]) -> (Option<i64>, Vec<u8>) {
     (as_of, rows)
 }
 
+/// However a test ends, what runs beside it ends too.
+struct SetAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// More questions than are asked at once, while rows come in: all of it is as of one commit.
 #[test]
 fn a_spine_of_two_chunks_is_answered_as_of_one_commit_and_whoever_leaves_costs_nothing() {
@@ -273,29 +290,29 @@ fn a_spine_of_two_chunks_is_answered_as_of_one_commit_and_whoever_leaves_costs_n
     let mut writer = StreamWriter::try_new(Vec::new(), &spine.schema()).unwrap();
     writer.write(&spine).unwrap();
     let spine = writer.into_inner().unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let (done, landed) = (AtomicBool::new(false), AtomicU32::new(0));
     let url =
         format!("http://{}/get-historical-features?features=score&mode=event-time", node.http);
     let answer = std::thread::scope(|scope| {
         // Values that come all the while.
-        let writing = scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let n = landed.load(Ordering::Relaxed);
                 let rows: String = (0..9)
                     .map(|u| {
                         line(&format!("u{u}"), "score", Some(f64::from(n)), "2026-01-05T00:00:00Z")
                     })
                     .collect();
                 load(&bench, &node, &format!("more-{n}.ndjson"), &rows);
-                n += 1;
+                landed.fetch_add(1, Ordering::Relaxed);
             }
-            n
         });
+        let _done = SetAtTheEnd(&done);
         wait_for("the first values", || {
             let n = node.query("SELECT count(*) AS n FROM features_table WHERE entity_id = 'u8'");
             (n[0]["n"].as_i64() > Some(0)).then_some(())
         });
-        let answer = super::runtime().block_on(async {
+        super::runtime().block_on(async {
             let client = reqwest::Client::new();
             // Two that leave before the end.
             for _ in 0..2 {
@@ -303,13 +320,17 @@ fn a_spine_of_two_chunks_is_answered_as_of_one_commit_and_whoever_leaves_costs_n
                 let gone = tokio::time::timeout(Duration::from_millis(400), gone).await;
                 drop(gone);
             }
-            let answer = client.post(&url).body(spine.clone()).send().await.unwrap();
-            assert!(answer.status().is_success());
-            answer.bytes().await.unwrap()
-        });
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(writing.join().unwrap() > 3);
-        answer
+            // Until values have come in the middle of an answer.
+            loop {
+                let before = landed.load(Ordering::Relaxed);
+                let answer = client.post(&url).body(spine.clone()).send().await.unwrap();
+                assert!(answer.status().is_success());
+                let bytes = answer.bytes().await.unwrap();
+                if landed.load(Ordering::Relaxed) > before {
+                    break bytes;
+                }
+            }
+        })
     });
     let (mut next, mut values) = (0, std::collections::BTreeMap::new());
     for batch in StreamReader::try_new(answer.as_ref(), None).unwrap() {
