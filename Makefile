@@ -17,7 +17,7 @@ PYTHON := .venv/bin/python
 SAY := printf '%s\n' >&2
 # Empty, or the feature that compiles DuckDB in; the set-up writes it, so it is read late.
 FEATURES = $$(cat .cargo/features 2>/dev/null || true)
-PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dashboards/tests tests/asof)
+PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dashboards/tests docker/tests tests/asof)
 SHELL_SCRIPTS = $(wildcard scripts/*.sh .ci/run examples/*/*.sh benches/*.sh benches/*/*.sh)
 
 help: ## list the commands
@@ -71,13 +71,14 @@ stack: setup ## start Kafka, Redis and (if installed) Prometheus on this machine
 stack-stop: ## stop them; their data stays
 	@scripts/stack.sh stop
 
-dashboards: setup ## write dashboards/*.json anew, after a change in dashboards/boards
+dashboards: setup ## write dashboards/*.json and docs/metrics.md anew
 	@$(PYTHON) dashboards/build.py
+	@$(PYTHON) dashboards/metrics_table.py
 
 example: build ## 336,776 real flights through Kafka, checked against the file
 	@examples/flights/run.sh $(ARGS)
 
-bench: build ## events per second, files, reads beside Feast, rows per second of a worker (ARGS="--only reads")
+bench: build ## events per second, cost of metrics, files, reads beside Feast, rows per second of a worker (ARGS="--only reads")
 	@benches/run.sh $(ARGS)
 	@if [[ "$(ARGS)" != *--only* ]]; then cargo bench $(FEATURES) --bench worker_rows; fi
 

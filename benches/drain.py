@@ -1,6 +1,6 @@
 """Lets a node drain a topic that was filled before, and measures it from outside.
 
-Usage: drain.py --millstream BIN --config FILE --events N --dir DIR
+Usage: drain.py --millstream BIN --config FILE --events N --dir DIR [--scrape]
 
 Starts `millstream run --roles process,store` (its own redis-server and Python workers come with
 it), waits until N events are committed in DuckDB, verifies, stops it. Prints one JSON object:
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def get(url: str) -> dict:
         return json.load(answer)
 
 
+def scrape(url: str) -> None:
+    """Asks for the metrics, as Prometheus does; a node that keeps none says so."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+
+
 def main() -> int:
     """Runs the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -39,6 +50,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--scrape", action="store_true", help="its metrics, every second")
     args = parser.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
     log = args.dir / "node.log"
@@ -56,7 +68,7 @@ def main() -> int:
         node = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         url = address(node, log)
-        first, peak, totals, next_memory = None, 0.0, {"events": 0}, 0.0
+        first, peak, totals, next_memory, next_scrape = None, 0.0, {"events": 0}, 0.0, 0.0
         while totals["events"] < args.events:
             if node.poll() is not None or time.monotonic() - started > DEADLINE_S:
                 raise RuntimeError(f"only {totals} landed:\n{log.read_text()}")
@@ -66,6 +78,9 @@ def main() -> int:
                 first = (now, totals["events"])
             if now >= next_memory:
                 peak, next_memory = max(peak, resident_mb(node.pid)), now + 0.25
+            if args.scrape and now >= next_scrape:
+                scrape(url)
+                next_scrape = now + 1.0
             time.sleep(SAMPLE_S)
         last = time.monotonic()
         verify = [

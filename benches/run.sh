@@ -3,6 +3,7 @@
 #
 #   events  events a second from a real broker into DuckDB: Millstream beside a hand-written Python loop in the
 #           same style (confluent-kafka, polars, duckdb), on the same topic, in the same run
+#   metrics what keeping metrics costs, scraped every second, beside the same without
 #   files   files of events: rows a second, and what they do to live events
 #   reads   training sets and online features, beside Feast on the same data
 #
@@ -30,7 +31,7 @@ while (($#)); do
   shift
 done
 READS=("$@")
-case $ONLY in "" | events | files | reads) ;; *) die "no part $ONLY: events, files or reads" ;; esac
+case $ONLY in "" | events | metrics | files | reads) ;; *) die "no part $ONLY: events, metrics, files or reads" ;; esac
 wanted() { [[ -z $ONLY || $ONLY == "$1" ]]; }
 
 PYTHON=$ROOT/.venv/bin/python
@@ -89,6 +90,23 @@ print("millstream: with ledger, event ids, dead letters, online store; the loop 
 PY
 }
 
+metrics() {
+  say "Producing $EVENTS events …"
+  "$MILLSTREAM" generate --config "$BENCH/bench.toml" --count "$EVENTS" --flat-out >&2
+  local round kept turns
+  for round in $(seq "$ROUNDS"); do
+    # In turns, so that neither always comes first.
+    if ((round % 2)); then turns="true false"; else turns="false true"; fi
+    for kept in $turns; do
+      say "Round $round of $ROUNDS: metrics = $kept …"
+      MILLSTREAM__KAFKA__GROUP=bench-$round-$kept MILLSTREAM__NODE__METRICS=$kept \
+        "$PYTHON" "$BENCH/drain.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
+        --events "$EVENTS" --dir "$WORK/metrics-$round-$kept" --scrape >"$WORK/metrics-$round-$kept.json"
+    done
+  done
+  "$PYTHON" "$BENCH/metrics_table.py" "$WORK" "$ROUNDS"
+}
+
 files() {
   say "Files: a Parquet file of 10 million rows, then 1 GiB of NDJSON beside live events …"
   "$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"
@@ -102,7 +120,8 @@ reads() {
 
 # Said before minutes have passed.
 if wanted reads; then "$PYTHON" "$BENCH/greatest_rate.py"; fi
-if wanted events || wanted files; then start_kafka; fi
+if wanted events || wanted metrics || wanted files; then start_kafka; fi
 if wanted events; then events; fi
+if wanted metrics; then metrics; fi
 if wanted files; then files; fi
 if wanted reads; then reads; fi

@@ -67,6 +67,23 @@ def board() -> dict:
                 ],
                 height=9,
             ),
+            States(
+                "What is ready, by node",
+                "As /readyz says, looked at every two seconds. redis: it answers, and holds what "
+                "it must. actors: each has a living instance. kafka: every partition of the node "
+                "is read, so it is red for a moment after a start or a rebalance. Red for longer: "
+                "`curl` the node's /readyz, it says why.",
+                "short",
+                [
+                    (
+                        "min by (instance, component) (millstream_ready{NODE})",
+                        "{{component}} {{instance}}",
+                    )
+                ],
+                one="ready",
+                zero="not ready",
+                height=6,
+            ),
             Row("Who fell, and why?"),
             Graph(
                 "Restarts by actor and cause",
@@ -124,7 +141,13 @@ def board() -> dict:
                 "read again. A steady stream without restarts is a defect: run `millstream "
                 "verify`.",
                 "short",
-                [(happened("millstream_ledger_rejects_total", "answer"), "{{answer}}")],
+                # All answers start at 0, so the first rejection counts, and none is a line at 0.
+                [
+                    (
+                        "sum by (answer) (increase(millstream_ledger_rejects_total{NODE}[WINDOW]))",
+                        "{{answer}}",
+                    )
+                ],
                 bars=True,
                 stacked=True,
             ),

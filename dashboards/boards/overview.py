@@ -2,6 +2,7 @@
 
 from boards import parts
 from boards.parts import (
+    GRAPH_HEIGHT,
     GREEN,
     ORANGE,
     RED,
@@ -15,16 +16,30 @@ from boards.parts import (
     quantiles,
 )
 
-# In the order of the flow. The semaphore counts permits, not events, and uploads have no stage yet.
-FLOW = 'stage=~"generator|kafka_ingest|batch_accumulator|python_worker_supervisor|redis_queue|duckdb_writer"'
+# In the order of the flow, but for the semaphore, which counts permits and not events.
+FLOW = (
+    'stage=~"generator|kafka_ingest|file_upload|batch_accumulator|python_worker_supervisor|'
+    'redis_queue|duckdb_writer"'
+)
+# Stages that have a batch in their hands while they work.
+HANDS = 'stage=~"file_upload|batch_accumulator|python_worker_supervisor|redis_queue|duckdb_writer"'
+# The share of the time in which a stage works on something. A node that does not play the role is
+# idle all the time, so the busiest node counts. kafka_ingest does not work on batches, its thread
+# polls: what that has of a processor is its work.
+WORKING = (
+    f"max by (stage) (1 - rate(millstream_stage_idle_seconds_total{{NODE, {HANDS}}}[WINDOW])"
+    f" - rate(millstream_stage_blocked_seconds_total{{NODE, {HANDS}}}[WINDOW]))"
+    " or max by (stage)"
+    ' (rate(millstream_stage_busy_seconds_total{NODE, stage="kafka_ingest"}[WINDOW]))'
+)
+BLOCKED = "max by (stage) (rate(millstream_stage_blocked_seconds_total{NODE}[WINDOW]))"
 
 DURABLE = 'sum(rate(millstream_stage_sent_events_total{NODE, stage="duckdb_writer"}[WINDOW]))'
-# After a rebalance the former owner still shows the last lag of a partition: the larger one counts.
+# A partition belongs to one node; where it was before, it shows 0.
 LAG = "sum(max by (topic, partition) (millstream_kafka_lag_records{NODE}))"
-DEAD_SHARE = (
-    "sum(rate(millstream_dead_letters_total{NODE}[WINDOW])) "
-    '/ (sum(rate(millstream_stage_received_events_total{NODE, stage="kafka_ingest"}[WINDOW])) > 0)'
-)
+LAG_SECONDS = "max by (topic) (millstream_kafka_lag_seconds{NODE})"
+# Both are counted when DuckDB commits.
+DEAD_SHARE = f"sum(rate(millstream_dead_letters_total{{NODE}}[WINDOW])) / ({DURABLE} > 0)"
 
 
 def board() -> dict:
@@ -37,7 +52,7 @@ def board() -> dict:
             Stat(
                 "Durable now",
                 "Events a second whose effect DuckDB has committed. Zero while there is lag means "
-                "that the pipeline stands: look at the alarms, then at the waiting batches below. "
+                "that the pipeline stands: look at the alarms, then at what waits longest below. "
                 "Zero without lag means that nobody produces.",
                 "cps",
                 [(DURABLE, "events")],
@@ -46,7 +61,7 @@ def board() -> dict:
                 "Not yet durable",
                 "Records in Kafka that DuckDB has not acknowledged. A number near one second of "
                 "the rate is the batches on their way. One that grows means that events come "
-                "faster than they are stored: find the stage with the waiting batches.",
+                "faster than they are stored: the panel Bottleneck says where.",
                 "short",
                 [(LAG, "records")],
                 steps=[(10_000, YELLOW), (100_000, RED)],
@@ -63,9 +78,9 @@ def board() -> dict:
             ),
             Stat(
                 "Dead letters",
-                "Share of the events read that became dead letters. They are kept with their "
-                "reason, not lost: `millstream dlq list` shows them, `dlq replay` sends them "
-                "again once the script or the data is mended.",
+                "Share of the events that DuckDB committed as dead letters. They are kept with "
+                "their reason, not lost: `millstream dlq list` shows them, `dlq replay` sends "
+                "them again once the script or the data is mended.",
                 "percentunit",
                 [(DEAD_SHARE, "share")],
                 steps=[(0.02, YELLOW), (0.2, RED)],
@@ -97,12 +112,47 @@ def board() -> dict:
                 steps=[(1, GREEN)],
             ),
             Row("Is data flowing, and which stage holds it up?"),
+            Stat(
+                "Bottleneck",
+                "The stage that works the largest share of the time, and that share. There is "
+                "always one; it matters only while kafka_ingest is blocked or lag grows. Near "
+                "100 % then, the stage is the limit: see its dashboard. Far below, nothing "
+                "here works hard: producers, Kafka or Redis are slow, or a stream waits for you.",
+                "percentunit",
+                [(f"topk(1, {WORKING})", "{{stage}}")],
+                decimals=0,
+                named=True,
+                width=6,
+                height=GRAPH_HEIGHT,
+            ),
+            Graph(
+                "Share of the time at work, by stage",
+                "In which a stage works on at least one batch; of kafka_ingest, processor time of "
+                "its polling thread. Near 100 % it is the limit, unless it works on several "
+                "batches at a time: python_worker_supervisor is at its limit once permits are "
+                "waited for, too.",
+                "percentunit",
+                [(WORKING, "{{stage}}")],
+                width=9,
+                top=1,
+            ),
+            Graph(
+                "Share of the time blocked, by stage",
+                "In which something waited in a stage and it worked on nothing, because the next "
+                "stage, a permit or Redis had no room. kafka_ingest high: back-pressure reaches "
+                "the source, and the trouble is further down. redis_queue counts waiting for the "
+                "store's answer.",
+                "percentunit",
+                [(BLOCKED, "{{stage}}")],
+                width=9,
+                top=1,
+            ),
             Graph(
                 "Events out of each stage",
-                "In the order of the flow every stage should hand on what the one before it does. "
-                "The first stage that stays below the one before it is the bottleneck, or is "
-                "broken. All at zero with lag: the last stage stands, and back-pressure has "
-                "stopped the others.",
+                "kafka_ingest and file_upload bring events in; from there on every stage should "
+                "hand on what the one before it does. The first that stays below is broken, or "
+                "holds up the others. All at zero with lag: the last stage stands, and "
+                "back-pressure has stopped the others.",
                 "cps",
                 [
                     (
@@ -112,42 +162,22 @@ def board() -> dict:
                 ],
             ),
             Graph(
-                "Batches that wait, by stage",
-                "The stage in front of which batches pile up is the bottleneck. kafka_ingest: "
-                "there is no room for more, the trouble is further down. "
-                "python_worker_supervisor: the scripts. redis_queue: the store, or Redis. "
-                "worker_semaphore counts requests for a worker.",
-                "short",
-                [("sum by (stage) (millstream_stage_queue_depth{NODE})", "{{stage}}")],
+                "What waits longest, by stage",
+                "The age of what has waited longest in a stage. A line that climbs with the clock "
+                "is a stage that stands. kafka_ingest: no room further down. "
+                "python_worker_supervisor: no worker is free. worker_semaphore: no permit. "
+                "redis_queue: the store does not answer.",
+                "s",
+                [("max by (stage) (millstream_stage_queue_oldest_seconds{NODE})", "{{stage}}")],
             ),
             Graph(
-                "Work in each stage",
-                "How many batches a stage works on at a time, on average; waiting for Redis "
-                "counts. duckdb_writer has one thread: near 1 it is the limit, and larger batches "
-                "or a faster disk help. The scripts' limit is the number of Python workers.",
-                "short",
-                [
-                    (
-                        "sum by (stage) (rate(millstream_stage_busy_seconds_total{NODE, "
-                        'stage=~"batch_accumulator|python_worker_supervisor|redis_queue|duckdb_writer"}[WINDOW]))',
-                        "{{stage}}",
-                    )
-                ],
-            ),
-            Graph(
-                "Lag by topic",
-                "Records that DuckDB has not acknowledged. One topic growing alone: its script is "
-                "slow, suspected or broken. All growing: a shared stage. A flat line far above "
-                "zero while nothing is durable is a stall; Kafka's end is not asked for while "
-                "partitions pause.",
-                "short",
-                [
-                    (
-                        "sum by (topic) (max by (topic, partition) "
-                        "(millstream_kafka_lag_records{NODE}))",
-                        "{{topic}}",
-                    )
-                ],
+                "Lag by topic, in seconds",
+                "The age of the oldest record that is not durable yet, by its timestamp in Kafka. "
+                "One topic growing alone: its script is slow, suspected or broken. All growing: a "
+                "shared stage. It climbs with the clock while a topic stands still. In records: "
+                "the dashboard Sources and batches.",
+                "s",
+                [(LAG_SECONDS, "{{topic}}")],
             ),
             Graph(
                 "From event to readable",
@@ -157,15 +187,14 @@ def board() -> dict:
                 "s",
                 quantiles("millstream_end_to_end_seconds", by="path"),
                 steps=[(0.05, ORANGE)],
-                width=WIDTH,
             ),
             Row("Is anything lost or in trouble?"),
             Graph(
                 "Dead letters by reason",
                 "Nothing here is lost. decode: producers send what the stream's schema does not "
-                "allow. transform: the script raised, timed out or rejected. A batch that is read "
-                "again after a crash counts twice here, but is stored once; DuckDB's table has "
-                "the exact number.",
+                "allow. transform: the script raised, timed out or rejected. store: DuckDB refused "
+                "rows. Each is counted once, when it is committed, so they add up to what the "
+                "table dead_letters holds.",
                 "cps",
                 [
                     (
@@ -180,8 +209,9 @@ def board() -> dict:
                 "Errors by stage",
                 "Trouble of the machinery, not of the data; each kind is retried. abandoned: "
                 "batches that are read again, as after a kill. kafka and redis: the broker or "
-                "Redis does not answer. commit: DuckDB's file, often a full disk. import: a "
-                "script does not load or is suspected.",
+                "Redis does not answer. stalled: the consumer lost its place and was set again. "
+                "commit: DuckDB's file, often a full disk. import: a script does not load or is "
+                "suspected.",
                 "cps",
                 [
                     (

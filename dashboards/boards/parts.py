@@ -148,23 +148,31 @@ class Graph(Panel):
 
 @dataclass
 class Stat(Panel):
-    """One number, coloured by `steps`, with its course behind it."""
+    """One number, coloured by `steps`, with its course behind it.
+
+    With `named` it says the legend beside the number. The query is then asked for this moment only: over
+    a range, `topk(1, …)` has a series for everything that was ever first.
+    """
 
     width: int = STAT_WIDTH
     height: int = STAT_HEIGHT
     decimals: int | None = None
+    named: bool = False
 
     def build(self):
+        course = common.BigValueGraphMode.NONE if self.named else common.BigValueGraphMode.AREA
         panel = (
             self.start(stat.Panel())
             .color_mode(common.BigValueColorMode.VALUE)
-            .graph_mode(common.BigValueGraphMode.AREA)
+            .graph_mode(course)
             .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
             .no_value("no data")
         )
+        if self.named:
+            panel = panel.text_mode(common.BigValueTextMode.VALUE_AND_NAME)
         if self.decimals is not None:
             panel = panel.decimals(self.decimals)
-        return self.targets(panel).build()
+        return self.targets(panel, instant=self.named).build()
 
 
 @dataclass

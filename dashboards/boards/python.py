@@ -136,8 +136,9 @@ def board() -> dict:
             Graph(
                 "Dead letters that scripts made",
                 "exception, contract: the script raised or gave wrong columns. timeout, "
-                "out_of_memory, worker_*: its process. rejected_by_script: it said so itself. A "
-                "jump at a swap mark: roll the script back, then `millstream dlq replay`.",
+                "out_of_memory, worker_*: its process. rejected_by_script: it said so itself. The "
+                "store counts them when they are committed. A jump at a swap mark: roll the script "
+                "back, then `millstream dlq replay`.",
                 "cps",
                 [
                     (

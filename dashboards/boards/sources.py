@@ -1,15 +1,15 @@
 """Sources and batches: what comes in, how far behind it is, and how it is cut into batches."""
 
 from boards import parts
-from boards.overview import DURABLE, LAG
-from boards.parts import RED, YELLOW, Graph, Row, Stat, Table, happened, quantiles
+from boards.overview import DURABLE, LAG, LAG_SECONDS
+from boards.parts import RED, WIDTH, YELLOW, Graph, Row, Stat, Table, happened, quantile, quantiles
 
 
 def board() -> dict:
     return parts.board(
         uid="millstream-sources",
         title="Sources and batches",
-        says="What Kafka holds, how far behind the stores are, and how records become batches.",
+        says="What Kafka and files bring, how far behind the stores are, and how batches are cut.",
         items=[
             Row("How far behind?"),
             Stat(
@@ -44,14 +44,18 @@ def board() -> dict:
             ),
             Graph(
                 "Read, durable and made up",
-                "read and durable should lie on each other; read above durable fills the node "
-                "until back-pressure holds it. made up is the nodes' own generator, where it "
+                "read and from files together should be durable; above it they fill the node "
+                "until back-pressure holds them. made up is the nodes' own generator, where it "
                 "runs.",
                 "cps",
                 [
                     (
                         'sum(rate(millstream_stage_received_events_total{NODE, stage="kafka_ingest"}[WINDOW]))',
                         "read",
+                    ),
+                    (
+                        'sum(rate(millstream_stage_received_events_total{NODE, stage="file_upload"}[WINDOW]))',
+                        "from files",
                     ),
                     (DURABLE, "durable"),
                     (
@@ -61,8 +65,10 @@ def board() -> dict:
                 ],
             ),
             Graph(
-                "Lag by topic",
-                "One topic growing alone: look at its script. All growing: at a shared stage.",
+                "Lag by topic, in records",
+                "Records that DuckDB has not acknowledged. One topic growing alone: look at its "
+                "script. All growing: at a shared stage. Kafka's end is not asked for while "
+                "partitions pause, so a flat line far above zero may be higher.",
                 "short",
                 [
                     (
@@ -73,10 +79,17 @@ def board() -> dict:
                 ],
             ),
             Graph(
+                "Lag by topic, in seconds",
+                "The age of the oldest record that is not durable yet, by its timestamp in Kafka. "
+                "It climbs with the clock while a topic stands still, however few its records "
+                "are. Compare it with the topic's retention.",
+                "s",
+                [(LAG_SECONDS, "{{topic}}")],
+            ),
+            Graph(
                 "The ten partitions furthest behind",
                 "A single partition far above the others has a hot key, or is halted, or was not "
-                "opened yet. After a rebalance the node that gave a partition away shows its last "
-                "lag for ever; the larger number is drawn.",
+                "opened yet. A partition that moved to another node counts there.",
                 "short",
                 [
                     (
@@ -84,26 +97,31 @@ def board() -> dict:
                         "{{topic}}/{{partition}}",
                     )
                 ],
+                width=WIDTH,
             ),
             Row("What holds reading up?"),
             Graph(
-                "Chunks that wait for room",
-                "Chunks that were read and find no credit (kafka.max_inflight_bytes) or no "
-                "accumulator. Above zero for longer: something further down is slow, and reading "
-                "pauses for it.",
+                "Batches that wait, by stage",
+                "The stage in front of which batches pile up is slow, or stands. kafka_ingest: "
+                "chunks that were read and find no credit (kafka.max_inflight_bytes), so reading "
+                "pauses. batch_accumulator: open batches, which wait for more events and hold up "
+                "nothing. worker_semaphore: requests for a worker.",
                 "short",
-                [
-                    (
-                        'sum by (instance) (millstream_stage_queue_depth{NODE, stage="kafka_ingest"})',
-                        "{{instance}}",
-                    )
-                ],
+                [("sum by (stage) (millstream_stage_queue_depth{NODE})", "{{stage}}")],
             ),
             Graph(
-                "Share of the time paused",
-                "How much of the time back-pressure kept partitions paused. It is counted when a "
-                "pause ends: a pause that lasts shows nothing here until then, so trust the panel "
-                "beside it.",
+                "A batch in each stage, p99",
+                "How long a stage works on a batch, without the waiting before it. A stage that "
+                "has become slower without more events a batch: redis_queue: Redis or the "
+                "network; duckdb_writer: the disk; python_worker_supervisor: a script.",
+                "s",
+                [(quantile(0.99, "millstream_stage_duration_seconds", "stage"), "{{stage}}")],
+            ),
+            Graph(
+                "Share of the time without room, by node",
+                "In which chunks were read and waited for credit. It grows while it happens. High "
+                "on one node only: that node is slow, or its partitions are the busy ones. High on "
+                "all: a shared stage, see Bottleneck on the overview.",
                 "percentunit",
                 [
                     (
@@ -111,6 +129,7 @@ def board() -> dict:
                         "{{instance}}",
                     )
                 ],
+                top=1,
             ),
             Graph(
                 "Rebalances",
@@ -120,20 +139,6 @@ def board() -> dict:
                 "short",
                 [(happened("millstream_kafka_rebalances_total", "instance"), "{{instance}}")],
                 bars=True,
-            ),
-            Graph(
-                "Trouble of sources",
-                "kafka: the broker does not answer. abandoned: batches that came back and are read "
-                "again, as after a kill. stalled: the consumer lost its place and was set again. "
-                "Occasional ones mend themselves; steady ones need a look at the broker.",
-                "cps",
-                [
-                    (
-                        "sum by (stage, error_type) (rate(millstream_stage_errors_total{NODE, "
-                        'stage=~"kafka_ingest|batch_accumulator"}[WINDOW]))',
-                        "{{stage}} {{error_type}}",
-                    )
-                ],
             ),
             Row("How are batches cut?"),
             Graph(
@@ -179,13 +184,43 @@ def board() -> dict:
                 ],
             ),
             Table(
-                "Dead letters since the nodes started",
-                "Every reason that was ever met, also one single letter. decode: talk to the "
-                "producer. transform: mend the script, then `millstream dlq replay`. The exact "
-                "number and the records are in DuckDB: `millstream dlq list --reason …`.",
+                "Dead letters since the store started",
+                "Every reason that was met, also one single letter. decode: talk to the "
+                "producer. transform: mend the script, then `millstream dlq replay`. Counted when "
+                "DuckDB has committed them; the records, and those of earlier lives of the store, "
+                "are in DuckDB: `millstream dlq list --reason …`.",
                 "short",
-                [("sum by (stage, reason) (millstream_dead_letters_total{NODE})", "")],
+                [("sum by (stage, reason) (millstream_dead_letters_total{NODE}) > 0", "")],
                 names={"Value": "letters"},
+            ),
+            Row("Do files come in?"),
+            Graph(
+                "Files that clients sent",
+                "accepted: whole, sound, on the disk and known to the store. duplicate: sent "
+                "again, without effect. refused: broken, too large, or the spool is full; the "
+                "client was told why. pieces: parts of files whose features went to the store as "
+                "Parquet; without a shared spool there are none, and all goes over the queue.",
+                "short",
+                [
+                    (
+                        "sum by (result) (increase(millstream_uploads_total{NODE}[WINDOW]))",
+                        "{{result}}",
+                    ),
+                    ("sum(increase(millstream_upload_chunks_total{NODE}[WINDOW]))", "pieces"),
+                ],
+                bars=True,
+            ),
+            Graph(
+                "Bytes of files that come in",
+                "As they are sent, compressed or not. How much lies in the spool and how much room "
+                "is left: the dashboard Stores and features.",
+                "Bps",
+                [
+                    (
+                        "sum by (instance) (rate(millstream_upload_bytes_total{NODE}[WINDOW]))",
+                        "{{instance}}",
+                    )
+                ],
             ),
         ],
     )

@@ -1,7 +1,7 @@
 """Stores and features: how fresh values are, and whether Redis, the queue and DuckDB keep up."""
 
 from boards import parts
-from boards.parts import GREEN, ORANGE, WIDTH, YELLOW, Graph, Row, Stat, happened, quantiles
+from boards.parts import GREEN, ORANGE, YELLOW, Graph, Row, Stat, Table, quantiles
 
 E2E = "millstream_end_to_end_seconds"
 ROWS = "sum(rate(millstream_duckdb_rows_total{NODE}[WINDOW]))"
@@ -38,11 +38,13 @@ def board() -> dict:
                 height=8,
             ),
             Stat(
-                "Database file",
-                "DuckDB's file with its log, on the node that plays the role store. No metric "
-                "says how much room the disk has: compare with `df` there.",
+                "Room for the database",
+                "What is left on the disk of DuckDB's file. When it is used up nothing becomes "
+                "durable, until there is room again. Below 10 GiB: make room, or move the file to "
+                "a larger disk.",
                 "bytes",
-                [("max(millstream_duckdb_file_bytes{NODE})", "size")],
+                [('min(millstream_disk_free_bytes{NODE, what="database"})', "left")],
+                steps=[(1 << 30, YELLOW), (10 << 30, GREEN)],
                 height=8,
             ),
             Graph(
@@ -61,16 +63,42 @@ def board() -> dict:
                 "features is longer than it need be.",
                 "s",
                 quantiles("millstream_redis_write_seconds"),
-                width=WIDTH,
+            ),
+            Graph(
+                "Age of each feature's newest value",
+                "By its event timestamp, as DuckDB holds it; the twenty oldest of the first 100 by "
+                "name. Above the stream's max_age_s every value of the feature is too old to be "
+                "read online. One feature: its script makes it no more. All of a stream: its "
+                "producers are silent, or it waits.",
+                "s",
+                [
+                    (
+                        "topk(20, max by (stream, feature) "
+                        "(millstream_feature_freshness_seconds{NODE}))",
+                        "{{stream}} {{feature}}",
+                    ),
+                    (
+                        "max by (stream) (millstream_stream_max_age_seconds{NODE})",
+                        "max_age_s of {{stream}}",
+                    ),
+                ],
             ),
             Row("Does the way to DuckDB keep up?"),
             Graph(
                 "Entries on the Redis queue",
-                "Entries between the process nodes and the store, as the store saw them at its "
-                "last answer. A few are normal, at most four a source. High all the time: DuckDB "
-                "is the bottleneck. A line that does not move at all: the store does not answer.",
+                "Entries between the process nodes and the store, looked at every two seconds. A "
+                "few are normal, at most four a source. High all the time: DuckDB is the "
+                "bottleneck.",
                 "short",
                 [("sum(millstream_queue_depth{NODE})", "entries")],
+            ),
+            Graph(
+                "Oldest entry on the Redis queue",
+                "How long the entry that came first has been there. Tens of milliseconds are "
+                "normal, seconds a store that does not keep up. A line that climbs with the clock "
+                "is a store that has stopped answering.",
+                "s",
+                [("max(millstream_queue_oldest_seconds{NODE})", "oldest")],
             ),
             Graph(
                 "Batches in hand of the senders",
@@ -117,14 +145,20 @@ def board() -> dict:
                     )
                 ],
             ),
+            Row("Is there room, and is a store in trouble?"),
             Graph(
-                "Growth of the database file",
-                "Averaged over an hour; below zero after a checkpoint that gave room back. Free "
-                "room divided by this is the time that is left.",
-                "Bps",
-                [("max(deriv(millstream_duckdb_file_bytes{NODE}[1h]))", "growth")],
+                "Disks: what is used and what is left",
+                "database: DuckDB's file with its log. spool: files that were sent and are not "
+                "processed yet. left: room on the disk of either, which may be the same one. The "
+                "alarm DiskWillFill fires when room at the pace of the last hour is used up within "
+                "four.",
+                "bytes",
+                [
+                    ("max(millstream_duckdb_file_bytes{NODE})", "database"),
+                    ("sum(millstream_spool_bytes{NODE})", "spool"),
+                    ("min by (what) (millstream_disk_free_bytes{NODE})", "left for {{what}}"),
+                ],
             ),
-            Row("Is a store in trouble?"),
             Graph(
                 "Trouble of the stores",
                 "redis_queue redis: Redis does not answer. rebuild: values are being put back "
@@ -141,13 +175,30 @@ def board() -> dict:
                 ],
             ),
             Graph(
-                "Writes that the ledger did not apply",
-                "None of these changed data. They come with restarts and rebalances. A steady "
-                "stream without them is a defect: run `millstream verify`.",
+                "Online values that are not the newest",
+                "Keys of samples whose value in Redis is not DuckDB's newest; the store compares "
+                "1,000 every five minutes (store.skew_every_s). behind or missing: an online write "
+                "was lost. different or unreadable: something else writes there, or a defect. None "
+                "is normal: `millstream features skew` names keys.",
                 "short",
-                [(happened("millstream_ledger_rejects_total", "answer"), "{{answer}}")],
+                [
+                    (
+                        "sum by (result) (increase(millstream_skew_keys_total{NODE, "
+                        'result!~"equal|ahead"}[WINDOW]))',
+                        "{{result}}",
+                    )
+                ],
                 bars=True,
                 stacked=True,
+            ),
+            Table(
+                "Keys compared since the store started",
+                "All keys of all samples, by how their online value stood to DuckDB's newest. equal "
+                "and ahead are right: critical features go to Redis first. Empty or all zero: "
+                "nothing was compared yet, or store.skew_every_s is 0.",
+                "short",
+                [("sum by (result) (millstream_skew_keys_total{NODE})", "")],
+                names={"Value": "keys"},
             ),
         ],
     )

@@ -15,23 +15,21 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from catalogue import metrics
+from catalogue import metrics, stages
 from queries import board_queries, filled_in, named_ids
 
 STEP = 15
 NODES = ["process:7070", "store:7070", "generate:7070"]
 VALUES = {
-    "stage": [
-        "generator", "kafka_ingest", "batch_accumulator", "worker_semaphore",
-        "python_worker_supervisor", "redis_queue", "duckdb_writer", "decode", "transform",
-    ],
+    "stage": [*stages(), "decode", "transform"],
     "error_type": ["abandoned", "commit", "import"],
     "cause": ["killed", "panicked"],
     "path": ["online", "durable"],
     "actor": ["kafka_ingest", "duckdb_writer"],
-    "result": ["deployed", "refused"],
+    "result": ["deployed", "refused", "accepted", "equal", "behind"],
     "alertstate": ["firing"],
     "component": ["redis"],
+    "what": ["database", "spool"],
 }  # fmt: skip
 
 
@@ -58,7 +56,7 @@ def made_up(now: int) -> str:
                     series(f"{name}_bucket", of | {"le": bound}, in_bucket)
                 series(f"{name}_sum", of, 1)
                 series(f"{name}_count", of, len(bounds))
-            elif metric.kind == "counter" or name.endswith("_seconds_total"):
+            elif metric.kind == "counter":
                 series(name, of, 1)
             else:
                 series(name, of, 0)
@@ -124,6 +122,12 @@ def test_a_query_is_answered(ask, where, query):
     assert answer, where
     for series in answer:
         assert series["value"][1] != "NaN", where
+
+
+def test_the_bottleneck_is_one_stage_by_name(ask):
+    (query,) = [query for where, query in board_queries() if where == "overview.json: Bottleneck"]
+    (answer,) = ask(filled_in(query))
+    assert answer["metric"].keys() == {"stage"}
 
 
 def test_a_query_that_matches_nothing_is_seen(ask):

@@ -1,5 +1,6 @@
 """Dashboards and rules name only what nodes export: metrics, labels and values of labels."""
 
+import metrics_table
 import promql
 import pytest
 from catalogue import TARGET_LABELS, by_series, metrics, recording_rules, sources
@@ -46,17 +47,35 @@ def test_values_of_labels_are_ones_that_the_code_gives(where, query):
 def test_only_what_grows_has_a_rate(where, query):
     for function, series, _ in promql.windows(filled_in(query), "rate|irate|increase"):
         metric = by_series()[series]
-        grows = metric.kind in ("counter", "histogram") or series.endswith("_seconds_total")
-        assert grows, f"{where}: {function} of {series}"
-    for function, series, _ in promql.windows(filled_in(query), "delta|idelta|deriv"):
+        assert metric.kind in ("counter", "histogram"), f"{where}: {function} of {series}"
+    for function, series, _ in promql.windows(
+        filled_in(query), "delta|idelta|deriv|predict_linear"
+    ):
         assert by_series()[series].kind == "gauge", f"{where}: {function} of {series}"
+
+
+def test_every_metric_is_on_a_dashboard():
+    shown = {
+        series
+        for _, query in board_queries()
+        for series, _ in promql.named(filled_in(query)).series
+    }
+    for name, metric in metrics().items():
+        assert shown.intersection(metric.series(name)), f"no panel shows {name}"
+
+
+def test_the_list_of_metrics_for_people_is_current():
+    assert metrics_table.is_current(), "run `make dashboards`"
 
 
 def test_the_catalogue_is_read_whole():
     known = metrics()
     assert known["millstream_stage_errors_total"].labels == {"stage", "error_type"}
     assert known["millstream_stage_busy_seconds_total"].labels == {"stage"}
+    assert known["millstream_stage_busy_seconds_total"].stage == ""
     assert known["millstream_kafka_lag_records"].labels == {"topic", "partition"}
+    assert known["millstream_kafka_lag_records"].stage == "kafka_ingest"
+    assert known["millstream_kafka_rebalances_total"].help == "Rebalances of the consumer group."
     assert known["millstream_batch_rows"].kind == "histogram"
     assert "100" in known["millstream_batch_rows"].buckets
     assert "0.05" in known["millstream_end_to_end_seconds"].buckets

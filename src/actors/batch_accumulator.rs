@@ -46,14 +46,18 @@ impl BatchAccumulator {
     fn hand_on(&self, stream: usize, closed: Closed<SourceBatch>) {
         // Pinned here, once: all parts have the same version.
         let pinned = closed.parts.first().and_then(|part| part.pinned.clone());
-        let batch = EventBatch { stream, pinned, parts: closed.parts };
+        let batch = EventBatch::new(stream, pinned, closed.parts);
         crate::crash_point!("b_closed");
         let rows = batch.rows();
         telemetry::batch_closed(closed.reason.name(), rows);
+        tracing::debug!(batch = %batch.id, stream, rows, reason = closed.reason.name(), "closed");
         match self.next.deliver(batch) {
             Ok(()) => METER.sent(rows),
             // Its tickets report, and its sources are read again.
-            Err(Undelivered(_)) => METER.error("abandoned"),
+            Err(Undelivered(batch)) => {
+                METER.error("abandoned");
+                tracing::debug!(batch = %batch.id, "abandoned: nobody takes it");
+            }
         }
     }
 
@@ -86,6 +90,7 @@ impl BatchAccumulator {
                 actor.tick(ctx);
             }));
         }
+        // They wait for more of their kind, not for the next stage.
         METER.queue_depth(self.open.iter().flatten().filter(|a| a.waiting() > 0).count());
     }
 }
@@ -98,7 +103,7 @@ impl Handler<SourceBatch> for BatchAccumulator {
     type Result = ();
 
     fn handle(&mut self, batch: SourceBatch, ctx: &mut Self::Context) {
-        let started = Instant::now();
+        let work = METER.begin();
         METER.received(batch.rows());
         let stream = batch.stream;
         let Some(of_stream) = self.open.get_mut(stream) else { return };
@@ -107,7 +112,7 @@ impl Handler<SourceBatch> for BatchAccumulator {
             self.hand_on(stream, closed);
         }
         self.tick(ctx);
-        METER.worked(started);
+        work.done();
     }
 }
 

@@ -255,7 +255,7 @@ impl WorkerSemaphore {
     /// Asks for a lease for whoever waits longest.
     fn serve(&mut self, ctx: &mut Context<Self>) {
         self.waiting.retain(|(reply, _)| !reply.is_closed());
-        METER.queue_depth(self.waiting.len());
+        METER.waiting(self.waiting.len(), self.waiting.front().map(|(_, since)| *since));
         if self.waiting.is_empty() {
             self.slot.held.refused.store(false, Ordering::Relaxed);
         }

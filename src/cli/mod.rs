@@ -20,7 +20,7 @@ mod verify;
 
 pub use failure::Failure;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -33,6 +33,24 @@ struct Cli {
     /// More messages: -v for the node's steps, -vv for everything. RUST_LOG wins.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+    /// How messages are written: for people, or one JSON object a line.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "MILLSTREAM_LOG_FORMAT",
+        default_value = "pretty",
+        global = true
+    )]
+    log_format: LogFormat,
+}
+
+/// How messages are written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Pretty,
+    /// One JSON object a line, with the spans that it belongs to.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -137,7 +155,7 @@ pub fn main() -> ExitCode {
     if ends_with_its_reader(&cli.command) {
         end_with_the_reader();
     }
-    install_tracing(cli.verbose, &cli.command);
+    install_tracing(cli.verbose, cli.log_format, &cli.command);
     let system = actix::System::new();
     let outcome = system.block_on(async {
         match cli.command {
@@ -193,7 +211,7 @@ fn end_with_the_reader() {
 
 /// A node says what it does; a command only what is wrong. What a script prints while it is tried
 /// is of interest, but not each step of the search for the rows at fault, which are reported.
-fn install_tracing(verbose: u8, command: &Command) {
+fn install_tracing(verbose: u8, format: LogFormat, command: &Command) {
     let default = match (verbose, command) {
         (0, Command::Run(_)) => "info",
         (0, Command::Transforms(_)) => {
@@ -207,9 +225,9 @@ fn install_tracing(verbose: u8, command: &Command) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
         && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(color)
-        .init();
+    let messages = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Pretty => messages.with_ansi(color).init(),
+        LogFormat::Json => messages.json().flatten_event(true).with_current_span(false).init(),
+    }
 }

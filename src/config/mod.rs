@@ -70,6 +70,8 @@ pub struct NodeConfig {
     pub grpc: SocketAddr,
     /// How long an ordered stop may take before the node stops anyway, in seconds.
     pub drain_deadline_s: u64,
+    /// Whether metrics are kept.
+    pub metrics: bool,
 }
 
 impl Default for NodeConfig {
@@ -81,6 +83,7 @@ impl Default for NodeConfig {
             http: SocketAddr::from(([127, 0, 0, 1], 7070)),
             grpc: SocketAddr::from(([127, 0, 0, 1], 7071)),
             drain_deadline_s: 30,
+            metrics: true,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::protocol::{
 };
 use actix::Message;
 use std::{sync::Arc, time::Instant};
+use uuid::Uuid;
 
 /// Records of one source in positions `[from, to)`, which may have holes.
 #[derive(Debug, Message)]
@@ -68,6 +69,8 @@ impl Part for SourceBatch {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct EventBatch {
+    /// What it is called in logs, from here to DuckDB; its time is that of its closing.
+    pub id: Uuid,
     /// Index of the stream in the configuration.
     pub stream: usize,
     /// The script version that all its parts must run under, as SHA-256; `None`: the current one.
@@ -77,6 +80,12 @@ pub struct EventBatch {
 }
 
 impl EventBatch {
+    /// A batch that has just been closed.
+    #[must_use]
+    pub fn new(stream: usize, pinned: Option<Arc<str>>, parts: Vec<SourceBatch>) -> Self {
+        Self { id: Uuid::now_v7(), stream, pinned, parts }
+    }
+
     /// Events over all parts.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -95,13 +104,13 @@ impl EventBatch {
         self.parts.first().map_or(Urgency::Live, |part| part.source.urgency())
     }
 
-    /// A batch for each part.
+    /// A batch for each part, under the same id.
     #[must_use]
     pub fn split(self) -> Vec<Self> {
-        let Self { stream, pinned, parts } = self;
+        let Self { id, stream, pinned, parts } = self;
         parts
             .into_iter()
-            .map(|part| Self { stream, pinned: pinned.clone(), parts: vec![part] })
+            .map(|part| Self { id, stream, pinned: pinned.clone(), parts: vec![part] })
             .collect()
     }
 }

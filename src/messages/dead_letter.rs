@@ -43,6 +43,26 @@ impl Stage {
     }
 }
 
+/// What a reason begins with when a script failed on a row; any other of a script's reasons is its
+/// own word.
+pub const SCRIPT_FAILURES: [&str; 7] = [
+    "exception",
+    "contract",
+    "timeout",
+    "out_of_memory",
+    "worker_protocol",
+    "worker_signal",
+    "worker_exit",
+];
+
+/// A reason as a label: reasons that scripts give themselves would make one without bounds.
+#[must_use]
+pub fn reason_label<'a>(stage: &str, reason: &'a str) -> &'a str {
+    let head = reason.split(':').next().unwrap_or_default();
+    let own = stage == Stage::Transform.name() && !SCRIPT_FAILURES.contains(&head);
+    if own { "rejected_by_script" } else { head }
+}
+
 /// One bad record.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {

@@ -15,6 +15,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
 };
 use std::sync::{Arc, LazyLock};
+use uuid::Uuid;
 
 /// The columns in which feature rows travel to the store; it adds `available_at`, `batch_seq` and
 /// `source_no`. Times are UTC microseconds.
@@ -84,6 +85,8 @@ pub struct FeaturePart {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct FeatureBatch {
+    /// The id of the events' batch.
+    pub id: Uuid,
     /// Index of the stream in the configuration.
     pub stream: usize,
     /// Name of the script that made it.

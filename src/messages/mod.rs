@@ -23,7 +23,8 @@ pub use as_of::{AsOfRequest, Watermark, as_of_answer_schema, question_schema};
 pub use batch::{EventBatch, SourceBatch};
 pub use control::Drain;
 pub use dead_letter::{
-    DEAD_LETTER_RAW_BYTES, DeadLetter, Stage, dead_letter_schema, dead_letters_to_arrow,
+    DEAD_LETTER_RAW_BYTES, DeadLetter, SCRIPT_FAILURES, Stage, dead_letter_schema,
+    dead_letters_to_arrow, reason_label,
 };
 pub use features::{FeatureBatch, FeaturePart, OnlineValue, feature_row_schema};
 pub use permits::{AcquirePermit, Permit, ReleasePermit};

@@ -16,6 +16,7 @@ use actix::Message;
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender, oneshot};
+use uuid::Uuid;
 
 /// The range and the counts of one part of a write, as its ledger line will say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,9 @@ pub struct ChunkFile {
 pub struct WriteHeader {
     /// Which node wrote it, for the ledger.
     pub node: String,
+    /// The batch's id in logs; nil in writes of other clients, or of a node that did not know it.
+    #[serde(default)]
+    pub batch_id: Uuid,
     /// Name of the script.
     pub transform: String,
     /// Version of the script.

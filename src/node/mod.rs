@@ -1,5 +1,6 @@
 //! A node: the roles of this process, their actors, and the order of starting and stopping.
 
+mod gauges;
 pub mod python_env;
 mod start;
 

@@ -1,6 +1,6 @@
 //! Starting a node: what it embeds, then the stages against the flow, so that each finds the next.
 
-use super::{Node, NodeView, Role, python_env};
+use super::{Node, NodeView, Role, gauges, python_env};
 use crate::{
     actors::{
         BatchAccumulator, DuckDbWriter, FileUpload, Generator, KafkaIngest, PlainWrites,
@@ -89,7 +89,9 @@ impl Shared {
 }
 
 pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::Result<Node> {
-    telemetry::install()?;
+    if config.node.metrics {
+        telemetry::install()?;
+    }
     let started_at = Instant::now();
     let roles = options.roles.clone();
     if roles.is_empty() {
@@ -205,12 +207,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     let http_server = service::http(view.clone(), http);
     let grpc_server =
         service::grpc(view.clone(), UploadEndpoint(shared.uploads.clone()), grpc).await?;
-    let upkeep = tokio::task::spawn_local(async {
-        loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            telemetry::upkeep();
-        }
-    });
+    let upkeep = tokio::task::spawn_local(gauges::keep(view.clone()));
     Ok(Node {
         view,
         http: http_address,

@@ -86,6 +86,13 @@ impl SourceName {
         Some((topic, partition.parse().ok()?))
     }
 
+    /// The stream whose events it has; `None`: rows that were written without one.
+    #[must_use]
+    pub fn stream(&self) -> Option<&str> {
+        let (kind, rest) = self.0.split_once(':')?;
+        rest.split('/').next().filter(|_| kind != "writes")
+    }
+
     /// Whether both are partitions of one topic in one stream.
     #[must_use]
     pub fn is_sibling_of(&self, other: &Self) -> bool {

@@ -216,6 +216,7 @@ mod tests {
         };
         WriteHeader {
             node: "n".into(),
+            batch_id: uuid::Uuid::nil(),
             transform: "x".into(),
             script_sha256: "h".into(),
             generation: "g".into(),

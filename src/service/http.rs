@@ -107,18 +107,22 @@ fn metrics(stage: Option<&str>) -> Response {
     match telemetry::render(stage) {
         Some(text) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response(),
         None => {
-            let stages = telemetry::catalogue::STAGES.join(", ");
-            (StatusCode::NOT_FOUND, format!("there is no such stage; there are {stages}\n"))
-                .into_response()
+            let why = match stage {
+                Some(_) => {
+                    let stages = telemetry::catalogue::STAGES.join(", ");
+                    format!(
+                        "there is no such stage, or `node.metrics` is false; stages are {stages}\n"
+                    )
+                }
+                None => "no metrics are kept: `node.metrics` is false\n".to_owned(),
+            };
+            (StatusCode::NOT_FOUND, why).into_response()
         }
     }
 }
 
 async fn ready(State(view): State<NodeView>) -> Response {
     let missing = view.not_ready().await;
-    for component in ["redis", "actors", "kafka"] {
-        telemetry::ready(component, missing.iter().all(|(c, _)| *c != component));
-    }
     if missing.is_empty() {
         return "ready\n".into_response();
     }

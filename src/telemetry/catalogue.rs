@@ -6,6 +6,9 @@
 pub enum Kind {
     /// Only grows.
     Counter,
+    /// Seconds that only grow. The exporter's counters are integers: it keeps these as gauges, and
+    /// they are told as counters.
+    Seconds,
     /// Goes up and down.
     Gauge,
     /// Has buckets.
@@ -51,6 +54,10 @@ const fn gauge(name: &'static str, stage: &'static str, help: &'static str) -> M
     Metric { name, kind: Kind::Gauge, help, stage }
 }
 
+const fn total_seconds(name: &'static str, stage: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Seconds, help, stage }
+}
+
 const fn seconds(name: &'static str, stage: &'static str, help: &'static str) -> Metric {
     Metric { name, kind: Kind::Histogram(SECONDS), help, stage }
 }
@@ -67,8 +74,12 @@ pub const DURATION: &str = "millstream_stage_duration_seconds";
 pub const BUSY: &str = "millstream_stage_busy_seconds_total";
 /// Time a stage waited for the next one.
 pub const BLOCKED: &str = "millstream_stage_blocked_seconds_total";
+/// Time a stage had nothing to do.
+pub const IDLE: &str = "millstream_stage_idle_seconds_total";
 /// Batches that wait in a stage.
 pub const QUEUE_DEPTH: &str = "millstream_stage_queue_depth";
+/// Age of what waits longest in a stage.
+pub const QUEUE_OLDEST: &str = "millstream_stage_queue_oldest_seconds";
 /// From the record's timestamp to readable online or durable.
 pub const END_TO_END: &str = "millstream_end_to_end_seconds";
 /// Events a batch.
@@ -79,6 +90,8 @@ pub const BATCH_CLOSES: &str = "millstream_batch_closes_total";
 pub const DEAD_LETTERS: &str = "millstream_dead_letters_total";
 /// Records between the log's end and what DuckDB holds.
 pub const KAFKA_LAG: &str = "millstream_kafka_lag_records";
+/// Age of the oldest record that DuckDB does not hold yet.
+pub const KAFKA_LAG_SECONDS: &str = "millstream_kafka_lag_seconds";
 /// Rebalances of the consumer group.
 pub const KAFKA_REBALANCES: &str = "millstream_kafka_rebalances_total";
 /// Offset commits.
@@ -121,12 +134,20 @@ pub const SCRIPT_PAUSED: &str = "millstream_script_paused";
 pub const REDIS_WRITE: &str = "millstream_redis_write_seconds";
 /// Entries on the Redis queue.
 pub const QUEUE_ENTRIES: &str = "millstream_queue_depth";
+/// Age of the oldest entry on the Redis queue.
+pub const QUEUE_ENTRIES_OLDEST: &str = "millstream_queue_oldest_seconds";
 /// One transaction of DuckDB, from begin to commit.
 pub const DUCKDB_COMMIT: &str = "millstream_duckdb_commit_seconds";
 /// Feature rows committed.
 pub const DUCKDB_ROWS: &str = "millstream_duckdb_rows_total";
 /// Size of the database file.
 pub const DUCKDB_FILE: &str = "millstream_duckdb_file_bytes";
+/// Room that is left on a disk.
+pub const DISK_FREE: &str = "millstream_disk_free_bytes";
+/// From a feature's newest event timestamp in DuckDB to now.
+pub const FRESHNESS: &str = "millstream_feature_freshness_seconds";
+/// How old a stream's values may become.
+pub const MAX_AGE: &str = "millstream_stream_max_age_seconds";
 /// Parts of writes that were not applied, by answer.
 pub const LEDGER_REJECTS: &str = "millstream_ledger_rejects_total";
 /// Files that clients sent, by what became of them.
@@ -150,9 +171,15 @@ pub const CATALOGUE: &[Metric] = &[
     counter(SENT, "", "Events that a stage handed on."),
     counter(ERRORS, "", "Errors of a stage by type."),
     seconds(DURATION, "", "Time a stage took for one batch."),
-    gauge(BUSY, "", "Seconds a stage worked; only grows."),
-    gauge(BLOCKED, "", "Seconds a stage waited for the next one; only grows."),
+    total_seconds(BUSY, "", "Seconds a stage worked, added up over batches."),
+    total_seconds(
+        BLOCKED,
+        "",
+        "Seconds in which something waited in a stage and it could work on nothing.",
+    ),
+    total_seconds(IDLE, "", "Seconds in which a stage had nothing in hand."),
     gauge(QUEUE_DEPTH, "", "Batches that wait in a stage."),
+    gauge(QUEUE_OLDEST, "", "Age of what waits longest in a stage; 0 when nothing waits."),
     seconds(
         END_TO_END,
         "redis_queue",
@@ -167,10 +194,15 @@ pub const CATALOGUE: &[Metric] = &[
     counter(BATCH_CLOSES, "batch_accumulator", "Batches closed, by reason."),
     counter(
         DEAD_LETTERS,
-        "python_worker_supervisor",
-        "Dead letters by the stage that found them and reason.",
+        "duckdb_writer",
+        "Dead letters committed, by the stage that found them and reason.",
     ),
     gauge(KAFKA_LAG, "kafka_ingest", "Records between the log's end and what DuckDB acknowledged."),
+    gauge(
+        KAFKA_LAG_SECONDS,
+        "kafka_ingest",
+        "Age of the oldest record that DuckDB has not acknowledged; 0 when there is none.",
+    ),
     counter(KAFKA_REBALANCES, "kafka_ingest", "Rebalances of the consumer group."),
     counter(KAFKA_COMMITTED, "kafka_ingest", "Offset commits sent to the broker."),
     gauge(KAFKA_HALTED, "kafka_ingest", "Partitions that wait for an operator."),
@@ -220,9 +252,25 @@ pub const CATALOGUE: &[Metric] = &[
     gauge(SCRIPT_PAUSED, "python_worker_supervisor", "1 while an operator holds a stream."),
     seconds(REDIS_WRITE, "redis_queue", "Writing a batch's critical features to Redis."),
     gauge(QUEUE_ENTRIES, "redis_queue", "Entries on the Redis queue."),
+    gauge(QUEUE_ENTRIES_OLDEST, "redis_queue", "Age of the oldest entry on the Redis queue."),
     seconds(DUCKDB_COMMIT, "duckdb_writer", "One transaction, from begin to commit."),
     counter(DUCKDB_ROWS, "duckdb_writer", "Feature rows committed."),
     gauge(DUCKDB_FILE, "duckdb_writer", "Size of the database file and its log."),
+    gauge(
+        DISK_FREE,
+        "duckdb_writer",
+        "Room left on the disk of the database, and on that of the files that were sent.",
+    ),
+    gauge(
+        FRESHNESS,
+        "duckdb_writer",
+        "From a feature's newest event timestamp in DuckDB to now; 100 features at most.",
+    ),
+    gauge(
+        MAX_AGE,
+        "duckdb_writer",
+        "How old values of a stream may become, where its configuration says so.",
+    ),
     counter(LEDGER_REJECTS, "duckdb_writer", "Parts of writes that were not applied, by answer."),
     counter(
         SKEW_KEYS,

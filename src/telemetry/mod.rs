@@ -3,8 +3,16 @@
 //! Helpers are called once a batch, never once an event.
 
 pub mod catalogue;
+mod stage;
 
-use crate::protocol::apply::Decision;
+pub use stage::{StageMeter, Work};
+
+use crate::{
+    decode::reasons,
+    messages::{SCRIPT_FAILURES, reason_label},
+    protocol::apply::Decision,
+};
+use arrow::array::{AsArray, RecordBatch};
 use catalogue as m;
 use catalogue::{CATALOGUE, Kind, STAGES};
 use metrics::{counter, gauge, histogram};
@@ -15,7 +23,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -38,7 +46,7 @@ pub fn install() -> anyhow::Result<()> {
     for metric in CATALOGUE {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
-            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Gauge | Kind::Seconds => metrics::describe_gauge!(metric.name, metric.help),
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
@@ -55,10 +63,9 @@ fn start_at_zero() {
         for name in [m::RECEIVED, m::SENT] {
             counter!(name, "stage" => stage).increment(0);
         }
-        for name in [m::BUSY, m::BLOCKED] {
+        for name in [m::BUSY, m::BLOCKED, m::IDLE, m::QUEUE_DEPTH, m::QUEUE_OLDEST] {
             gauge!(name, "stage" => stage).set(0.0);
         }
-        gauge!(m::QUEUE_DEPTH, "stage" => stage).set(0.0);
     }
     for (stage, error) in [
         ("kafka_ingest", "kafka"),
@@ -104,6 +111,12 @@ fn start_at_zero() {
     for reason in ["rows", "bytes", "age", "pin", "drain"] {
         counter!(m::BATCH_CLOSES, "reason" => reason).increment(0);
     }
+    for reason in reasons::ALL {
+        counter!(m::DEAD_LETTERS, "stage" => "decode", "reason" => reason).increment(0);
+    }
+    for reason in SCRIPT_FAILURES.into_iter().chain(["rejected_by_script"]) {
+        counter!(m::DEAD_LETTERS, "stage" => "transform", "reason" => reason).increment(0);
+    }
     for answer in ["duplicate", "gap", "overlap", "fenced"] {
         counter!(m::LEDGER_REJECTS, "answer" => answer).increment(0);
     }
@@ -122,6 +135,7 @@ fn start_at_zero() {
         m::PERMITS,
         m::PERMITS_IN_USE,
         m::QUEUE_ENTRIES,
+        m::QUEUE_ENTRIES_OLDEST,
         m::DUCKDB_FILE,
         m::KAFKA_HALTED,
         m::SPOOL_BYTES,
@@ -136,8 +150,13 @@ fn start_at_zero() {
 pub fn render(stage: Option<&str>) -> Option<String> {
     let handle = HANDLE.get()?;
     metrics_process::Collector::default().collect();
+    stage::show();
     handle.run_upkeep();
-    let text = handle.render();
+    let mut text = handle.render();
+    for metric in CATALOGUE.iter().filter(|metric| metric.kind == Kind::Seconds) {
+        let kind = |kind: &str| format!("# TYPE {} {kind}\n", metric.name);
+        text = text.replacen(&kind("gauge"), &kind("counter"), 1);
+    }
     match stage {
         None => Some(text),
         Some(stage) => STAGES.contains(&stage).then(|| only_stage(&text, stage)),
@@ -188,55 +207,6 @@ fn only_stage(text: &str, stage: &str) -> String {
     out
 }
 
-/// Counts what goes through one stage.
-#[derive(Debug, Clone, Copy)]
-pub struct StageMeter(&'static str);
-
-impl StageMeter {
-    /// The meter of a stage in [`STAGES`].
-    #[must_use]
-    pub const fn new(stage: &'static str) -> Self {
-        Self(stage)
-    }
-
-    /// Events came in.
-    pub fn received(self, events: usize) {
-        counter!(m::RECEIVED, "stage" => self.0).increment(events as u64);
-    }
-
-    /// Events were handed on.
-    pub fn sent(self, events: usize) {
-        counter!(m::SENT, "stage" => self.0).increment(events as u64);
-    }
-
-    /// Something went wrong; the type is from a closed list.
-    pub fn error(self, error_type: &'static str) {
-        counter!(m::ERRORS, "stage" => self.0, "error_type" => error_type).increment(1);
-    }
-
-    /// The stage worked on a batch since `start`.
-    pub fn worked(self, start: Instant) {
-        let took = start.elapsed();
-        histogram!(m::DURATION, "stage" => self.0).record(took);
-        seconds(m::BUSY, self.0, took);
-    }
-
-    /// The stage waited for the next one for so long.
-    pub fn blocked(self, waited: Duration) {
-        seconds(m::BLOCKED, self.0, waited);
-    }
-
-    /// Batches that wait.
-    pub fn queue_depth(self, batches: usize) {
-        gauge!(m::QUEUE_DEPTH, "stage" => self.0).set(batches as f64);
-    }
-}
-
-/// The exporter's counters are integers; a gauge that only grows keeps the fractions of seconds.
-fn seconds(name: &'static str, stage: &'static str, took: Duration) {
-    gauge!(name, "stage" => stage).increment(took.as_secs_f64());
-}
-
 /// Whether an actor lives.
 pub fn actor_up(actor: &'static str, up: bool) {
     gauge!(m::ACTOR_UP, "actor" => actor).set(if up { 1.0 } else { 0.0 });
@@ -258,10 +228,14 @@ pub fn batch_closed(reason: &'static str, rows: usize) {
     histogram!(m::BATCH_ROWS).record(rows as f64);
 }
 
-/// Dead letters were made; reasons are from a closed list.
-pub fn dead_letters(stage: &'static str, reason: &str, count: usize) {
-    counter!(m::DEAD_LETTERS, "stage" => stage, "reason" => reason.to_owned())
-        .increment(count as u64);
+/// DuckDB has these dead letters now, see [`crate::messages::dead_letter_schema`].
+pub fn dead_letters(letters: &RecordBatch) {
+    let column = |name| letters.column_by_name(name).and_then(|c| c.as_string_opt::<i32>());
+    let (Some(stages), Some(reasons)) = (column("stage"), column("reason")) else { return };
+    for (stage, reason) in stages.iter().flatten().zip(reasons.iter().flatten()) {
+        let (stage, reason) = (stage.to_owned(), reason_label(stage, reason).to_owned());
+        counter!(m::DEAD_LETTERS, "stage" => stage, "reason" => reason).increment(1);
+    }
 }
 
 /// The answer to one part of a write.

@@ -108,6 +108,7 @@ fn write(
     };
     let header = WriteHeader {
         node: "n".into(),
+        batch_id: uuid::Uuid::nil(),
         transform: "x".into(),
         script_sha256: "abc".into(),
         generation: "another".into(),

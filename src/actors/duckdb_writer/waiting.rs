@@ -53,6 +53,6 @@ pub(super) fn events(group: &[Waiting]) -> usize {
     group.iter().map(|w| events_of(&w.write)).sum()
 }
 
-pub(super) fn events_of(write: &WriteRequest) -> usize {
+fn events_of(write: &WriteRequest) -> usize {
     write.header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize
 }

@@ -12,14 +12,14 @@
 use super::{
     METER,
     thread::{Job, WriterThreadParts},
-    waiting::{Decided, Waiting, events, events_of},
+    waiting::{Decided, Waiting, events},
 };
 use crate::{
     messages::{
         Applied, AppliedEntry, DurablePart, DurableRows, EntryDuty, OnlineDuty, QueueEntry,
         QueueReply, QueueRequest, Repair, WriteRequest,
     },
-    protocol::quarantine::Handling,
+    protocol::{apply::Decision, quarantine::Handling},
     store::{StoreError, attempts::AttemptNote, newest, writer::Writer},
     supervision::Undelivered,
     telemetry::{self, catalogue as m},
@@ -280,19 +280,24 @@ impl Writing {
             }
         }
         METER.received(events(&group));
-        METER.queue_depth(self.jobs.len());
+        METER.waiting(self.jobs.len(), None);
         self.transact(group)?;
+        METER.waiting(self.jobs.len(), None);
         Ok(after)
     }
 
     /// Applies a group, noted for the case that the store dies over it, and answers it.
     fn transact(&mut self, group: Vec<Waiting>) -> Result<(), StoreError> {
-        let started = Instant::now();
+        let work = METER.begin();
         self.noted(|note| note.begin(group.iter().map(|w| w.id.as_str())));
+        let batches: Vec<String> =
+            group.iter().map(|w| w.write.header.batch_id.to_string()).collect();
+        let _span = tracing::info_span!("write", batches = batches.join(" ")).entered();
         let decided = self.apply(group)?;
+        tracing::debug!(batch_seq = self.writer.last_batch_seq(), "durable");
         self.noted(AttemptNote::end);
         self.ended_at = Instant::now();
-        METER.worked(started);
+        work.done();
         metrics::gauge!(m::DUCKDB_FILE).set(self.writer.database().file_bytes() as f64);
         self.answer(decided);
         Ok(())
@@ -466,10 +471,13 @@ fn commit(writer: &mut Writer, writes: &[&WriteRequest]) -> Result<Vec<QueueRepl
     let committed = writer.apply(writes)?;
     metrics::histogram!(m::DUCKDB_COMMIT).record(started.elapsed());
     telemetry::committed(committed.events, committed.rows, committed.dead_letters);
-    METER.sent(writes.iter().map(|w| events_of(w)).sum());
-    let replies = committed.verdicts.into_iter().map(|verdicts| {
-        for verdict in &verdicts {
+    METER.sent(usize::try_from(committed.events).unwrap_or(usize::MAX));
+    let replies = committed.verdicts.into_iter().zip(writes).map(|(verdicts, write)| {
+        for (verdict, dead) in verdicts.iter().zip(&write.dead) {
             telemetry::decided(verdict.decision);
+            if verdict.decision == Decision::Apply {
+                telemetry::dead_letters(dead);
+            }
         }
         QueueReply::Written { verdicts }
     });

@@ -8,7 +8,7 @@ use crate::{
     protocol::source::Position,
 };
 use anyhow::{Context as _, bail};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// See the module.
 pub(super) struct FileRows {
@@ -38,7 +38,7 @@ impl FileRows {
 
 impl Supply for FileRows {
     async fn records(&mut self, from: Position, most: usize) -> anyhow::Result<Records> {
-        let started = Instant::now();
+        let work = METER.begin();
         let reader = self.reader.take().filter(|_| self.next == from);
         let open = self.open();
         let reading = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
@@ -59,7 +59,7 @@ impl Supply for FileRows {
         })?;
         METER.received(records.len());
         METER.sent(records.len());
-        METER.worked(started);
+        work.done();
         self.reader = Some(reader);
         self.next = from + records.len() as i64;
         Ok(records)

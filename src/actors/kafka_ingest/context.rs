@@ -189,6 +189,8 @@ impl IngestContext {
             // Its next owner says how far behind it is.
             metrics::gauge!(m::KAFKA_LAG, "topic" => topic.clone(), "partition" => partition.to_string())
                 .set(0.0);
+            metrics::gauge!(m::KAFKA_LAG_SECONDS, "topic" => topic.clone(), "partition" => partition.to_string())
+                .set(0.0);
             lock(&self.handed_on).remove(&(topic.clone(), *partition));
         }
         if let Err(error) = consumer.incremental_unassign(list) {

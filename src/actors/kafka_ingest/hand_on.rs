@@ -60,11 +60,12 @@ impl Polling {
     /// Has partitions probed at which nothing comes though their logs go on.
     pub(super) fn probe_quiet(&mut self) {
         let seen = self.consumer.context().take_progress();
-        if self.paused {
-            return;
-        }
         for progress in seen {
             let Some(i) = self.lane_of(&progress.topic, progress.partition) else { continue };
+            self.lanes[i].lag.ends_at(progress.end);
+            if self.paused {
+                continue;
+            }
             let LaneState::Reading(reading) = &self.lanes[i].state else { continue };
             let from = reading.next;
             if self.held[self.lanes[i].stream] {
@@ -135,7 +136,10 @@ impl Polling {
     fn stick(&mut self, i: usize, opened: &Opened, chunk: Chunk) {
         let Chunk { records, from, to, since: polled_at, pinned } = chunk;
         let (token, source_no) = (opened.token, opened.source_no);
-        let lane = &self.lanes[i];
+        let lane = &mut self.lanes[i];
+        if let Some(first) = records.get(0) {
+            lane.lag.handed_on(to, first.timestamp_us);
+        }
         let source = lane.source.clone();
         let ticket = Ticket::new(source.clone(), token, from, to, self.abandon.clone());
         self.stuck.push_back(SourceBatch {
@@ -181,7 +185,7 @@ impl Polling {
                 }
             }
         }
-        METER.queue_depth(self.stuck.len());
+        METER.waiting(self.stuck.len(), self.stuck.front().map(|batch| batch.polled_at));
     }
 
     /// Pauses while chunks are stuck and resumes with a wide hysteresis: pausing drops what
@@ -191,15 +195,11 @@ impl Polling {
             return;
         }
         if !self.paused && self.stuck.len() > 1 {
-            self.blocked_since = Some(Instant::now());
             self.set_paused(true);
         } else if self.paused
             && self.stuck.is_empty()
             && self.parts.credit.available_permits() * 2 >= self.total_credit
         {
-            if let Some(since) = self.blocked_since.take() {
-                METER.blocked(since.elapsed());
-            }
             self.set_paused(false);
         }
     }
@@ -228,7 +228,7 @@ impl Polling {
     }
 
     fn set_flow(&mut self, pause: bool, concerns: impl Fn(usize) -> bool) {
-        for Lane { stream, topic, partition, source, state } in &mut self.lanes {
+        for Lane { stream, topic, partition, source, state, .. } in &mut self.lanes {
             let LaneState::Reading(reading) = state else { continue };
             if !concerns(*stream) {
                 continue;
@@ -282,6 +282,27 @@ impl Polling {
                 self.committed.clear();
             }
         }
+    }
+
+    /// Tells the metrics how far behind partitions are, and how long this thread has worked.
+    pub(super) fn tell_times(&mut self) {
+        let now_us = chrono::Utc::now().timestamp_micros();
+        for Lane { topic, partition, lag, .. } in &mut self.lanes {
+            let Some(next) = self.parts.acknowledged.get(topic, *partition) else { continue };
+            let (topic, partition) = (topic.clone(), partition.to_string());
+            metrics::gauge!(m::KAFKA_LAG_SECONDS, "topic" => topic, "partition" => partition)
+                .set(lag.seconds(next, now_us));
+        }
+        let had = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let worked = Duration::try_from(had).unwrap_or(self.told.1);
+        let now = Instant::now();
+        let stands = self.lanes.iter().any(|lane| self.stands(lane.stream));
+        METER.spent(
+            now - self.told.0,
+            worked.saturating_sub(self.told.1),
+            stands || !self.stuck.is_empty(),
+        );
+        self.told = (now, worked);
     }
 
     /// Tells the status page.

@@ -8,6 +8,7 @@
 //! | waiting | paused | the store lets it in: it is asked again every moment |
 //! | halted | paused | an operator adopts it: the store is asked again now and then |
 
+use super::lag::Lag;
 use crate::{
     messages::{Record, Records},
     protocol::source::{Position, Promised, SourceName, Token},
@@ -43,6 +44,8 @@ pub struct Lane {
     pub source: SourceName,
     /// See the module.
     pub state: LaneState,
+    /// How far behind it is.
+    pub(super) lag: Lag,
 }
 
 /// What the store said of a source.

@@ -15,6 +15,7 @@
 mod context;
 mod hand_on;
 mod holds;
+mod lag;
 mod lane;
 mod passing;
 mod place;

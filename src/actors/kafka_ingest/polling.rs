@@ -2,6 +2,7 @@
 
 use super::{
     context::{IngestContext, Rebalanced},
+    lag::Lag,
     lane::{
         HALTED_RETRY, Lane, LaneState, Opened, REOPEN_AFTER, REOPEN_AFTER_AT_MOST, Reading, Taken,
         WAITING_RETRY,
@@ -68,8 +69,9 @@ pub(super) struct Polling {
     pub(super) last_commit: Instant,
     pub(super) last_full_commit: Instant,
     pub(super) committed: BTreeMap<(String, i32), i64>,
-    pub(super) blocked_since: Option<Instant>,
     pub(super) passing: Passing,
+    /// When this thread last said how it spent its time, and the time on a processor it had then.
+    pub(super) told: (Instant, Duration),
 }
 
 impl Polling {
@@ -102,8 +104,8 @@ impl Polling {
             last_commit: Instant::now(),
             last_full_commit: Instant::now(),
             committed: BTreeMap::new(),
-            blocked_since: None,
             passing: Passing::default(),
+            told: (Instant::now(), Duration::ZERO),
         }
     }
 
@@ -169,6 +171,7 @@ impl Polling {
         if self.last_commit.elapsed() >= COMMIT_EVERY {
             self.commit(CommitMode::Async);
             self.publish();
+            self.tell_times();
             self.remember_brokers();
         }
     }
@@ -292,7 +295,8 @@ impl Polling {
         let source = SourceName::kafka(&streams[stream].name, &topic, partition);
         self.lanes.retain(|lane| lane.source != source);
         let state = LaneState::opening(REOPEN_AFTER);
-        self.lanes.push(Lane { stream, topic, partition, source, state });
+        let lag = Lag::default();
+        self.lanes.push(Lane { stream, topic, partition, source, state, lag });
         self.ask(self.lanes.len() - 1);
     }
 
@@ -308,6 +312,7 @@ impl Polling {
             }
             _ => LaneState::opening(REOPEN_AFTER),
         };
+        lane.lag.reopened();
         let Lane { source, topic, partition, .. } = lane;
         // Chunks that wait under the old token would only be refused.
         self.stuck.retain(|batch| batch.source != *source);
@@ -385,6 +390,7 @@ impl Polling {
                 {
                     tracing::warn!(%error, %source, "the partition was not assigned anew");
                 }
+                lane.lag.reopened();
                 lane.state = LaneState::Seeking(Opened { token, source_no, next_pos, promised });
             }
             OpenReply::Opened { .. } => {}

@@ -103,6 +103,7 @@ impl Effect {
 #[must_use]
 pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> FeatureBatch {
     FeatureBatch {
+        id: batch.id,
         stream: batch.stream,
         transform: script.name.clone(),
         script_sha256: script.sha256.clone(),
@@ -114,6 +115,7 @@ pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> Fea
 #[must_use]
 pub fn no_features(stream: &StreamConfig, batch: EventBatch) -> FeatureBatch {
     FeatureBatch {
+        id: batch.id,
         stream: batch.stream,
         transform: stream.transform.clone(),
         script_sha256: String::new(),
@@ -347,7 +349,7 @@ mod tests {
             polled_at: std::time::Instant::now(),
         };
         let stream = &StreamConfig::shipped()[0];
-        let batch = EventBatch { stream: 0, pinned: None, parts: vec![part] };
+        let batch = EventBatch::new(0, None, vec![part]);
         let features = no_features(stream, batch);
         assert_eq!((&features.transform, features.script_sha256.as_str()), (&stream.transform, ""));
         let part = features.parts.into_iter().next().unwrap();

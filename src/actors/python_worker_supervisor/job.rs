@@ -8,7 +8,7 @@ use super::{
     board::LastBatch,
     runner::Worker,
     slot::{News, Shift},
-    status::{label_of, lock},
+    status::lock,
     verdict::{self, Standing, Stopped},
 };
 use crate::{
@@ -18,7 +18,6 @@ use crate::{
     messages::{EventBatch, SourceOpened},
     protocol::source::OpenReply,
     supervision::{Link, Undelivered},
-    telemetry,
 };
 use std::{
     any::Any,
@@ -26,6 +25,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
+use tracing::Instrument as _;
 
 /// What a batch needs besides its worker.
 pub(super) struct Job {
@@ -38,9 +38,15 @@ pub(super) struct Job {
 
 impl Job {
     /// Runs the batch and gives the worker back.
-    pub async fn run(self, shift: Shift, mut worker: Worker) {
+    pub async fn run(self, shift: Shift, worker: Worker) {
+        let stream = self.config.streams.get(self.batch.stream).map_or("", |s| s.name.as_str());
+        let span = tracing::info_span!("batch", id = %self.batch.id, stream);
+        self.run_in_span(shift, worker).instrument(span).await;
+    }
+
+    async fn run_in_span(self, shift: Shift, mut worker: Worker) {
         let Self { config, decoder, next, ingest, batch } = self;
-        let started = Instant::now();
+        let work = METER.begin();
         let rows = batch.rows();
         let script = worker.script();
         let (batch, decoded) = match decode(decoder, batch).await {
@@ -110,10 +116,8 @@ impl Job {
             })),
         }
         let features = assemble::features(batch, &script, effects);
-        for letter in features.parts.iter().flat_map(|part| &part.dead) {
-            telemetry::dead_letters(letter.stage.name(), label_of(&letter.reason), 1);
-        }
-        METER.worked(started);
+        work.done();
+        tracing::debug!(rows, script = script.name, "transformed");
         match next.deliver(features) {
             Ok(()) => METER.sent(rows),
             // Its tickets report, and its sources are read again.

@@ -119,7 +119,9 @@ impl PythonWorkerSupervisor {
 
     /// Tells what waits here: the metric, and Kafka's side.
     pub(super) fn show_depth(&self) {
-        METER.queue_depth(self.lanes.values().map(|lane| lane.queue.len()).sum());
+        let queues = || self.lanes.values().map(|lane| &lane.queue);
+        let first = |queue: &Queue<EventBatch>| Some(queue.first()?.parts.first()?.polled_at);
+        METER.waiting(queues().map(Queue::len).sum(), queues().filter_map(first).min());
         for stream in 0..self.config.streams.len() {
             let own = self.lanes.iter().filter(|(key, _)| key.stream == stream);
             let bytes = own

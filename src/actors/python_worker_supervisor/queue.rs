@@ -62,6 +62,11 @@ impl<T> Queue<T> {
         self.len() == 0
     }
 
+    /// What has waited longest, of what is most urgent.
+    pub(super) fn first(&self) -> Option<&T> {
+        self.live.front().or_else(|| self.bulk.front())
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

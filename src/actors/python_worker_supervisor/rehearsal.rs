@@ -118,7 +118,7 @@ impl Rehearsal {
         let started = Instant::now();
         let outcome = self.worker.run(&decoded.batch).await?;
         self.transform_time += started.elapsed();
-        let batch = EventBatch { stream: 0, pinned: None, parts: vec![part_of(records)] };
+        let batch = EventBatch::new(0, None, vec![part_of(records)]);
         let now_us = chrono::Utc::now().timestamp_micros();
         let effects = assemble::assemble(&self.stream, &batch, &decoded, outcome, now_us)?;
         let mut features = assemble::features(batch, &self.worker.script(), effects);

@@ -1,6 +1,6 @@
 //! What the status page and the metrics say of the workers.
 
-use crate::telemetry::catalogue as m;
+use crate::{messages::SCRIPT_FAILURES, telemetry::catalogue as m};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
@@ -101,22 +101,5 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Whether a reason says that the script failed on a row, rather than rejected it.
 pub(super) fn is_failure(reason: &str) -> bool {
-    FAILURES.contains(&reason.split(':').next().unwrap_or_default())
-}
-
-const FAILURES: [&str; 7] = [
-    "exception",
-    "contract",
-    "timeout",
-    "out_of_memory",
-    "worker_protocol",
-    "worker_signal",
-    "worker_exit",
-];
-
-/// Reasons that scripts give themselves would make a label without bounds.
-pub(super) fn label_of(reason: &str) -> &str {
-    let head = reason.split(':').next().unwrap_or_default();
-    let decode = crate::decode::reasons::ALL.contains(&head);
-    if decode || FAILURES.contains(&head) { head } else { "rejected_by_script" }
+    SCRIPT_FAILURES.contains(&reason.split(':').next().unwrap_or_default())
 }

@@ -171,6 +171,7 @@ impl Answering {
         look: &mut Look,
         mut applied: Applied,
     ) {
+        let _work = METER.begin();
         loop {
             match self.try_answer(connection, look, &mut applied).await {
                 Ok(Ok(depth)) => {

@@ -14,6 +14,7 @@
 
 mod answering;
 mod durable;
+mod gauges;
 mod online_check;
 mod operator;
 mod parts;

@@ -73,6 +73,7 @@ pub(super) fn prepare(
         batch.parts.iter().map(|p| spool.and_then(|spool| chunk_of(p, spool))).collect();
     let header = WriteHeader {
         node,
+        batch_id: batch.id,
         transform: batch.transform,
         script_sha256: batch.script_sha256,
         generation,
@@ -112,6 +113,7 @@ pub(super) fn prepare(
             ticket: p.ticket,
             _credit: p.credit,
             sampled_timestamps_us: p.sampled_timestamps_us,
+            batch_id: batch.id,
             chunk,
         })
         .collect();
@@ -174,6 +176,7 @@ mod tests {
 
     fn batch() -> FeatureBatch {
         FeatureBatch {
+            id: uuid::Uuid::now_v7(),
             stream: 0,
             transform: "x".into(),
             script_sha256: "h".into(),

@@ -26,11 +26,13 @@ use crate::{
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use redis::aio::ConnectionManager;
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, mpsc};
+use tracing::Instrument as _;
+use uuid::Uuid;
 
 pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 
@@ -50,7 +52,7 @@ pub struct RedisQueue {
     parts: QueueParts,
     /// By urgency: files do not hold up what is live.
     windows: [SendWindows<Outgoing>; Urgency::ALL.len()],
-    unanswered: HashMap<u64, Unanswered>,
+    unanswered: BTreeMap<u64, Unanswered>,
     last_round: u64,
     to_queue: Option<mpsc::UnboundedSender<ToQueue>>,
     /// Connections for online writes, by urgency: one's calls do not wait behind the other's.
@@ -77,6 +79,8 @@ pub(super) struct SentPart {
     pub(super) ticket: Ticket,
     pub(super) _credit: Credit,
     pub(super) sampled_timestamps_us: Vec<i64>,
+    /// The batch's id in logs.
+    pub(super) batch_id: Uuid,
     /// The file with its rows, until it is answered or given up.
     pub(super) chunk: Option<Chunk>,
 }
@@ -125,7 +129,7 @@ impl RedisQueue {
             config,
             parts,
             windows: Default::default(),
-            unanswered: HashMap::new(),
+            unanswered: BTreeMap::new(),
             // Rounds of an earlier instance must not be taken for ours.
             last_round: u64::from(rand::random::<u32>()) << 32,
             to_queue: None,
@@ -147,11 +151,14 @@ impl RedisQueue {
             {
                 METER.sent(rows);
                 let sources = parts.iter().map(|p| p.range.source.clone()).collect();
+                let batch = parts.first().map(|part| part.batch_id).unwrap_or_default();
+                tracing::debug!(%batch, rows, "onto the queue");
                 self.enqueue(fields, true, parts, sources);
             }
         }
         let waiting: usize = self.windows.iter().map(SendWindows::waiting).sum();
-        METER.queue_depth(waiting + self.unanswered.len());
+        let oldest = self.unanswered.first_key_value().map(|(_, first)| first.sent_at);
+        METER.waiting(waiting + self.unanswered.len(), oldest);
     }
 
     /// Whether another batch may stand on the queue: what is live waits behind few of the others.
@@ -255,6 +262,7 @@ impl RedisQueue {
             // The ticket is dropped unsettled, which makes the source open again.
             self.windows(&verdict.source).lost(&part.range);
             tracing::warn!(
+                batch = %part.batch_id,
                 source = %verdict.source,
                 from = part.range.from,
                 to = part.range.to,
@@ -377,7 +385,7 @@ impl Handler<FeatureBatch> for RedisQueue {
     type Result = ();
 
     fn handle(&mut self, batch: FeatureBatch, ctx: &mut Self::Context) {
-        let started = Instant::now();
+        let work = METER.begin();
         METER.received(batch.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize);
         let generation = self.generation();
         let (parts, keys) = (self.parts.clone(), self.keys.clone());
@@ -386,6 +394,8 @@ impl Handler<FeatureBatch> for RedisQueue {
         let urgency = batch.urgency();
         let connection = self.online[urgency as usize].clone();
         let bulk_turn = self.bulk_turn.clone();
+        let span = tracing::info_span!("batch", id = %batch.id, stream);
+        let told = span.clone();
         let preparing = async move {
             let connection = match connection {
                 Some(connection) => connection,
@@ -415,9 +425,11 @@ impl Handler<FeatureBatch> for RedisQueue {
             .await;
             Ok(Some(prepared.map_err(anyhow::Error::from)??))
         };
-        ctx.spawn(preparing.into_actor(self).map(move |prepared, actor, _| match prepared {
+        let preparing = preparing.instrument(span).into_actor(self);
+        ctx.spawn(preparing.map(move |prepared, actor, _| match prepared {
             Ok(Some((ranges, outgoing))) => {
-                METER.worked(started);
+                work.done();
+                told.in_scope(|| tracing::debug!("its critical features are online"));
                 actor.windows[urgency as usize].push(ranges, outgoing);
                 actor.pump();
             }
@@ -425,11 +437,12 @@ impl Handler<FeatureBatch> for RedisQueue {
             // Its tickets were dropped with it: its sources open again.
             Err(NotQueued::Generation(why)) => {
                 METER.error("generation");
-                tracing::warn!(why, "a batch was not queued");
+                told.in_scope(|| tracing::warn!(why, "a batch was not queued"));
                 actor.suspect_all();
             }
             Err(NotQueued::Other(error)) => {
-                tracing::error!(error = %format!("{error:#}"), "a batch was not queued");
+                let error = format!("{error:#}");
+                told.in_scope(|| tracing::error!(error, "a batch was not queued"));
             }
         }));
     }

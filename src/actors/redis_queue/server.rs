@@ -1,6 +1,6 @@
 //! The serving side: entries off the queue to the DuckDbWriter, answers back.
 
-use super::{answering::Answering, online_check, reads};
+use super::{answering::Answering, gauges, online_check, reads};
 use crate::{
     actors::{DuckDbWriter, duckdb_writer::WriterThread},
     config::Config,
@@ -79,6 +79,8 @@ impl Actor for RedisQueueServer {
             self.thread.clone(),
         );
         ctx.spawn(looking.into_actor(self));
+        let gauges = gauges::keep(self.redis.clone(), keys.clone(), self.config.clone());
+        ctx.spawn(gauges.into_actor(self));
         let reading =
             reads::serve(self.redis.clone(), keys, self.config.clone(), self.thread.clone());
         ctx.spawn(reading.into_actor(self));

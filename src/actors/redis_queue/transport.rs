@@ -135,6 +135,7 @@ pub(super) async fn put_on_queue(
     let mut connection = redis.manager_at_last().await;
     let mut trip = Vec::with_capacity(ENTRIES_A_TRIP);
     while entries.recv_many(&mut trip, ENTRIES_A_TRIP).await > 0 {
+        let _work = METER.begin();
         let mut pipeline = redis::pipe();
         for entry in &trip {
             let add = pipeline.cmd("XADD").arg(&key).arg("*");

@@ -111,6 +111,7 @@ fn sent(name: &str, token: Token, from: i64, to: i64) -> WriteRequest {
     WriteRequest {
         header: WriteHeader {
             node: "n".into(),
+            batch_id: uuid::Uuid::nil(),
             transform: "x".into(),
             script_sha256: "abc".into(),
             generation: "g".into(),

@@ -97,6 +97,7 @@ fn write(partition: i32, token: Token, from: i64, to: i64) -> WriteRequest {
     WriteRequest {
         header: WriteHeader {
             node: "n".into(),
+            batch_id: uuid::Uuid::nil(),
             transform: "x".into(),
             script_sha256: "abc".into(),
             generation: "g".into(),

@@ -68,7 +68,12 @@ impl NodeProcess {
 
     /// Starts one that may die before it tells its addresses.
     pub fn spawned(bench: &Bench, roles: &str, failpoints: &str) -> Self {
-        let (child, log) = spawn(bench, roles, failpoints);
+        Self::spawned_with(bench, roles, failpoints, &[])
+    }
+
+    /// The same with more words on its command line.
+    pub fn spawned_with(bench: &Bench, roles: &str, failpoints: &str, words: &[&str]) -> Self {
+        let (child, log) = spawn(bench, roles, failpoints, words);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         Self { child, http: nowhere, grpc: nowhere, log }
     }
@@ -241,13 +246,14 @@ fn sum_of(text: &str, name: &str, labels: &[&str]) -> f64 {
     text.lines().filter(of).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
-fn spawn(bench: &Bench, roles: &str, failpoints: &str) -> (Child, PathBuf) {
+fn spawn(bench: &Bench, roles: &str, failpoints: &str, words: &[&str]) -> (Child, PathBuf) {
     let log = bench.dir.path().join(format!("{}.log", uuid::Uuid::now_v7()));
     let file = File::create(&log).unwrap();
     let child = millstream()
         .args(["run", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--roles", roles])
         .arg("--config")
         .arg(bench.config_file())
+        .args(words)
         .env("FAILPOINTS", failpoints)
         .envs(std::env::var_os("NODE_LOG").map(|filter| ("RUST_LOG", filter)))
         .stdout(file.try_clone().unwrap())

@@ -162,6 +162,7 @@ impl Batch {
         };
         let header = WriteHeader {
             node,
+            batch_id: uuid::Uuid::nil(),
             transform: TRANSFORM.into(),
             script_sha256: String::new(),
             generation,

@@ -26,7 +26,7 @@ use crate::{
     },
     queue::{self, Keys, RETRY, ReadingSlot, RedisLink},
     supervision::{Link, Undelivered},
-    telemetry::{self, StageMeter},
+    telemetry::StageMeter,
 };
 use actix::{Actor, AsyncContext, Context, WrapFuture};
 use anyhow::{Context as _, bail};
@@ -35,7 +35,7 @@ use entries::{Answer, Entry};
 use redis::aio::{ConnectionManager, MultiplexedConnection};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::oneshot;
 
@@ -145,10 +145,10 @@ impl Serving {
                 continue;
             }
             count = entries::next_count(count, &found);
-            let started = Instant::now();
+            let work = METER.begin();
             METER.received(found.len());
             self.take(&mut commands, &mut opened, found).await?;
-            METER.worked(started);
+            work.done();
             *progress = true;
         }
     }
@@ -298,11 +298,6 @@ impl Serving {
         // loses from here on, DuckDB has to put back.
         self.put_online(commands, opened, to, &[]).await?;
         self.owed().clear();
-        for effect in &batch.effects {
-            if let Effect::Dead { reason, .. } = effect {
-                telemetry::dead_letters("decode", reason, 1);
-            }
-        }
         Ok(batch.effects)
     }
 

@@ -7,13 +7,16 @@ use millstream::telemetry::catalogue::{CATALOGUE, Kind, STAGES};
 fn every_stage_has_an_endpoint_and_every_series_stands_in_the_catalogue() {
     let mut bench = Bench::new("");
     bench.config.generator.rate = 1_000.0;
+    bench.config.streams[0].max_age_s = Some(3_600);
     let node = bench.node("generate,process,store");
     wait_for("rows", || (node.committed_events() > 2_000).then_some(()));
     wait_for("readiness", || (node.get("/readyz").0 == 200).then_some(()));
-    let text = wait_for("lag from the statistics", || {
+    let text = wait_for("lag from the statistics, and what is newest", || {
         let (status, text) = node.get("/metrics");
         assert_eq!(status, 200);
-        text.contains("millstream_kafka_lag_records{").then_some(text)
+        let asked_for_now_and_then =
+            ["millstream_kafka_lag_records{", "millstream_feature_freshness_seconds{"];
+        asked_for_now_and_then.iter().all(|series| text.contains(series)).then_some(text)
     });
     let known = |name: &str| {
         CATALOGUE.iter().any(|metric| match metric.kind {

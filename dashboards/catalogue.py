@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src"
 CATALOGUE = SOURCES / "telemetry" / "catalogue.rs"
+
+# A string of Rust; `\` at the end of a line leaves out the line's end and what the next is indented by.
+STRING = r'"(?:[^"\\]|\\.)*"'
 
 # What Prometheus gives every series.
 TARGET_LABELS = {"job", "instance"}
@@ -19,6 +22,10 @@ class Metric:
     kind: str
     labels: set[str] = field(default_factory=set)
     buckets: list[str] = field(default_factory=list)
+    # The stage whose endpoint shows it; empty: it has a series for each stage or actor, or is of
+    # the whole node.
+    stage: str = ""
+    help: str = ""
 
     def series(self, name: str) -> list[str]:
         """The names under which its series are exported."""
@@ -44,6 +51,10 @@ def _arguments(text: str, start: int) -> str:
         if depth == 0:
             return text[start + 1 : at]
     raise ValueError(f"a parenthesis is not closed: {text[start : start + 80]}")
+
+
+def _text(literal: str) -> str:
+    return re.sub(r"\\(\n\s*)?", "", literal[1:-1])
 
 
 @cache
@@ -91,19 +102,41 @@ def metrics() -> dict[str, Metric]:
         )
     }
     entries = text[text.index("pub const CATALOGUE") :]
-    called = re.findall(rf"\b({'|'.join(helpers)})\(\s*(\w+),", entries)
-    kinds = {name: helpers[helper] for helper, name in called}
-    in_full = re.findall(rf"name: (\w+),\s*{kind}", entries)
-    kinds |= {name: (of, buckets) for name, of, buckets in in_full}
-    assert kinds.keys() == names.keys(), kinds.keys() ^ names.keys()
+    called = re.finditer(
+        rf"\b(?P<helper>{'|'.join(helpers)})\(\s*(?P<name>\w+),"
+        rf"\s*(?P<stage>{STRING}),\s*(?P<help>{STRING}),?\s*\)",
+        entries,
+        re.S,
+    )
+    in_full = re.finditer(
+        rf"Metric \{{\s*name: (?P<name>\w+),\s*{kind},"
+        rf"\s*help: (?P<help>{STRING}),\s*stage: (?P<stage>{STRING}),?\s*\}}",
+        entries,
+        re.S,
+    )
+    found = [(entry, helpers[entry["helper"]]) for entry in called]
+    found += [(entry, (entry[2], entry[3])) for entry in in_full]
+    # In the order of the list, which is that of the flow.
+    found.sort(key=lambda one: one[0].start())
+    constants = [entry["name"] for entry, _ in found]
+    assert sorted(constants) == sorted(names), set(constants) ^ names.keys()
     labels = _recorded_labels()
     known = {}
-    for constant, (of, buckets) in kinds.items():
-        metric = Metric(of.lower(), set(labels.get(constant, set())))
+    for entry, (of, buckets) in found:
+        # Counters of seconds are told as counters, whatever the exporter keeps them as.
+        kind = "counter" if of == "Seconds" else of.lower()
+        metric = Metric(kind, set(labels.get(entry["name"], set())))
+        metric.stage, metric.help = _text(entry["stage"]), _text(entry["help"])
         if buckets:
             metric.buckets = lists[buckets]
-        known[names[constant]] = metric
+        known[names[entry["name"]]] = metric
     return FOREIGN | known
+
+
+def stages() -> list[str]:
+    """The stages in the order of the flow."""
+    listed = re.search(r"pub const STAGES[^=]*= \[([^]]*)\]", CATALOGUE.read_text("utf-8"))
+    return re.findall(r'"(\w+)"', listed[1])
 
 
 @cache
