@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Prints a line a run, and the medians of both kinds beside each other."""
+    """Prints a line a run, and the means of the pairs' ratios."""
     work, rounds = Path(sys.argv[1]), int(sys.argv[2])
     kinds: dict[str, list[dict]] = {"true": [], "false": []}
     print(f"{'metrics':10}{'events/s':>10}{'CPU µs/event':>14}")
@@ -18,12 +18,12 @@ def main() -> None:
             results.append(result)
             print(f"{kept:10}{result['events_per_s']:>10,}{result['each']:>14.2f}")
 
-    def median(kept: str, what: str) -> float:
-        return statistics.median(result[what] for result in kinds[kept])
-
-    speed = median("true", "events_per_s") / median("false", "events_per_s") - 1
-    work_done = median("true", "each") / median("false", "each") - 1
-    print(f"with metrics: {speed:+.1%} events/s, {work_done:+.1%} processor time (medians)")
+    for what, unit in (("events_per_s", "events/s"), ("each", "processor time")):
+        pairs = zip(kinds["true"], kinds["false"], strict=True)
+        ratios = [with_[what] / without[what] - 1 for with_, without in pairs]
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
+        mean = statistics.mean(ratios)
+        print(f"with metrics: {mean:+.1%} {unit} (standard error {error:.1%}, {rounds} pairs)")
 
 
 if __name__ == "__main__":
