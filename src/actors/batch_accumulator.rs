@@ -50,7 +50,9 @@ impl BatchAccumulator {
         crate::crash_point!("b_closed");
         let rows = batch.rows();
         telemetry::batch_closed(closed.reason.name(), rows);
-        tracing::debug!(batch = %batch.id, stream, rows, reason = closed.reason.name(), "closed");
+        let ranges = || batch.parts.iter().map(|p| format!("{} [{}, {})", p.source, p.from, p.to));
+        let reason = closed.reason.name();
+        tracing::debug!(batch = %batch.id, rows, reason, ranges = ?ranges().collect::<Vec<_>>(), "closed");
         match self.next.deliver(batch) {
             Ok(()) => METER.sent(rows),
             // Its tickets report, and its sources are read again.

@@ -273,7 +273,9 @@ impl WorkerSemaphore {
                     actor.connection = Some(connection);
                     actor.tell_to_wait(wait_ms);
                     let granted = done == [1];
-                    actor.slot.held.refused.store(!granted, Ordering::Relaxed);
+                    // While nothing is granted to anybody, leaving helps nobody.
+                    let refused = !granted && wait_ms == 0;
+                    actor.slot.held.refused.store(refused, Ordering::Relaxed);
                     if granted {
                         actor.grant(lease, asked_at);
                         return actor.serve(ctx);
@@ -281,6 +283,7 @@ impl WorkerSemaphore {
                 }
                 Err(error) => {
                     METER.error("redis");
+                    actor.slot.held.refused.store(false, Ordering::Relaxed);
                     tracing::warn!(%error, "no permit: Redis does not answer");
                 }
             }
@@ -355,6 +358,7 @@ impl Actor for WorkerSemaphore {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        METER.waiting(0, None);
         ctx.run_interval((self.lease_time / 5).min(LOOK_EVERY), Self::renew);
         let (releases, own) = (self.slot.releases.clone(), ctx.address());
         let listening = async move {

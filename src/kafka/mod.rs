@@ -113,14 +113,11 @@ pub type TopicPartition = (String, i32);
 pub struct AcknowledgedPositions(Mutex<HashMap<TopicPartition, i64>>);
 
 impl AcknowledgedPositions {
-    /// Everything before `next_pos` is acknowledged.
+    /// Everything before `next_pos` is acknowledged. An answer that comes after its partition went to
+    /// another node is not noted.
     pub fn advance(&self, topic: &str, partition: i32, next_pos: i64) {
-        let mut positions = self.lock();
-        match positions.get_mut(&(topic.to_owned(), partition)) {
-            Some(known) => *known = (*known).max(next_pos),
-            None => {
-                positions.insert((topic.to_owned(), partition), next_pos);
-            }
+        if let Some(known) = self.lock().get_mut(&(topic.to_owned(), partition)) {
+            *known = (*known).max(next_pos);
         }
     }
 

@@ -5,6 +5,8 @@ use crate::telemetry::{self, catalogue as m};
 use std::{path::Path, time::Duration};
 
 const EVERY: Duration = Duration::from_secs(2);
+/// What does not answer for so long is not ready.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What can be not ready, see [`NodeView::not_ready`].
 pub(crate) const COMPONENTS: [&str; 3] = ["redis", "actors", "kafka"];
@@ -12,9 +14,14 @@ pub(crate) const COMPONENTS: [&str; 3] = ["redis", "actors", "kafka"];
 /// Keeps the gauges, and the histograms' buffers small when nobody scrapes; never ends.
 pub(super) async fn keep(view: NodeView) {
     loop {
-        let missing = view.not_ready().await;
-        for component in COMPONENTS {
-            telemetry::ready(component, missing.iter().all(|(c, _)| *c != component));
+        match tokio::time::timeout(PATIENCE, view.not_ready()).await {
+            Ok(missing) => {
+                for component in COMPONENTS {
+                    telemetry::ready(component, missing.iter().all(|(c, _)| *c != component));
+                }
+            }
+            // The only one that is asked over a network.
+            Err(_) => telemetry::ready("redis", false),
         }
         if view.roles.contains(&Role::Store) {
             show_room("database", view.config.database().parent());

@@ -117,6 +117,8 @@ fn start_at_zero() {
     for reason in SCRIPT_FAILURES.into_iter().chain(["rejected_by_script"]) {
         counter!(m::DEAD_LETTERS, "stage" => "transform", "reason" => reason).increment(0);
     }
+    counter!(m::DEAD_LETTERS, "stage" => "store", "reason" => crate::store::isolate::REASON)
+        .increment(0);
     for answer in ["duplicate", "gap", "overlap", "fenced"] {
         counter!(m::LEDGER_REJECTS, "answer" => answer).increment(0);
     }

@@ -42,17 +42,14 @@ impl Waiting {
         self.write.header.parts.iter().map(|part| part.source.clone()).collect()
     }
 
+    /// Events over all its parts.
+    pub(super) fn events(&self) -> usize {
+        self.write.header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize
+    }
+
     /// Feature rows, here or in chunks.
     pub(super) fn rows(&self) -> usize {
         let parts = self.write.header.parts.iter();
         parts.map(|part| usize::try_from(part.n_rows).unwrap_or(0)).sum()
     }
-}
-
-pub(super) fn events(group: &[Waiting]) -> usize {
-    group.iter().map(|w| events_of(&w.write)).sum()
-}
-
-fn events_of(write: &WriteRequest) -> usize {
-    write.header.parts.iter().map(|p| p.n_in).sum::<i64>().cast_unsigned() as usize
 }

@@ -12,7 +12,7 @@
 use super::{
     METER,
     thread::{Job, WriterThreadParts},
-    waiting::{Decided, Waiting, events},
+    waiting::{Decided, Waiting},
 };
 use crate::{
     messages::{
@@ -78,6 +78,7 @@ impl Writing {
             let first = match self.jobs.recv_timeout(IDLE) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => {
+                    METER.waiting(0, None);
                     metrics::gauge!(m::DUCKDB_FILE).set(self.writer.database().file_bytes() as f64);
                     continue;
                 }
@@ -119,6 +120,7 @@ impl Writing {
     /// group.
     fn entry(&mut self, entry: QueueEntry) -> Result<Option<Job>, StoreError> {
         let QueueEntry { id, reply_to, round, request, duty } = entry;
+        METER.waiting(self.jobs.len(), None);
         let reply = match request {
             QueueRequest::Write(write) => {
                 return self.write(Waiting { id, reply_to, round, write, duty });
@@ -210,6 +212,7 @@ impl Writing {
                     entry = first.id,
                     "the store died over this entry; applying it alone"
                 );
+                METER.received(first.events());
                 self.transact(vec![first]).map(|()| None)
             }
             Handling::Grouped => self.group(first),
@@ -279,7 +282,7 @@ impl Writing {
                 }
             }
         }
-        METER.received(events(&group));
+        METER.received(group.iter().map(Waiting::events).sum());
         METER.waiting(self.jobs.len(), None);
         self.transact(group)?;
         METER.waiting(self.jobs.len(), None);
@@ -292,7 +295,7 @@ impl Writing {
         self.noted(|note| note.begin(group.iter().map(|w| w.id.as_str())));
         let batches: Vec<String> =
             group.iter().map(|w| w.write.header.batch_id.to_string()).collect();
-        let _span = tracing::info_span!("write", batches = batches.join(" ")).entered();
+        let _span = tracing::error_span!("write", batches = batches.join(" ")).entered();
         let decided = self.apply(group)?;
         tracing::debug!(batch_seq = self.writer.last_batch_seq(), "durable");
         self.noted(AttemptNote::end);

@@ -80,7 +80,7 @@ mod tests {
         }
         assert!(gate.is_full());
         gate.produced("t", 1, 0, 10);
-        acknowledged.advance("t", 0, 1);
+        acknowledged.set("t", 0, 1);
         assert!(!gate.is_full());
     }
 }

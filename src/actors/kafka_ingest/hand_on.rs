@@ -170,10 +170,10 @@ impl Polling {
                     break;
                 }
             }
-            METER.received(rows);
             let handed = (batch.source.clone(), batch.to);
             match self.parts.accumulator.deliver(batch) {
                 Ok(()) => {
+                    METER.received(rows);
                     METER.sent(rows);
                     self.consumer.context().handed_on(handed.0, handed.1);
                 }

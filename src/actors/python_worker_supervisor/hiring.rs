@@ -146,7 +146,7 @@ impl PythonWorkerSupervisor {
     fn free_an_idle_worker_of_others(&mut self, key: &LaneKey) {
         let workers = &self.parts.workers;
         let live: usize = workers.crews().iter().map(|(_, size)| size).sum();
-        if live < self.config.python.max_workers as usize {
+        if live < workers.leases().within_reach(self.config.python.max_workers as usize) {
             return;
         }
         let after = if workers.live(key) == 0 { Duration::ZERO } else { TURN };

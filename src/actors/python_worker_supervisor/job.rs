@@ -40,7 +40,7 @@ impl Job {
     /// Runs the batch and gives the worker back.
     pub async fn run(self, shift: Shift, worker: Worker) {
         let stream = self.config.streams.get(self.batch.stream).map_or("", |s| s.name.as_str());
-        let span = tracing::info_span!("batch", id = %self.batch.id, stream);
+        let span = tracing::error_span!("batch", id = %self.batch.id, stream);
         self.run_in_span(shift, worker).instrument(span).await;
     }
 

@@ -120,8 +120,9 @@ impl PythonWorkerSupervisor {
     /// Tells what waits here: the metric, and Kafka's side.
     pub(super) fn show_depth(&self) {
         let queues = || self.lanes.values().map(|lane| &lane.queue);
-        let first = |queue: &Queue<EventBatch>| Some(queue.first()?.parts.first()?.polled_at);
-        METER.waiting(queues().map(Queue::len).sum(), queues().filter_map(first).min());
+        let firsts = queues().flat_map(Queue::firsts).filter_map(|batch| batch.parts.first());
+        let oldest = firsts.map(|part| part.polled_at).min();
+        METER.waiting(queues().map(Queue::len).sum(), oldest);
         for stream in 0..self.config.streams.len() {
             let own = self.lanes.iter().filter(|(key, _)| key.stream == stream);
             let bytes = own

@@ -62,9 +62,9 @@ impl<T> Queue<T> {
         self.len() == 0
     }
 
-    /// What has waited longest, of what is most urgent.
-    pub(super) fn first(&self) -> Option<&T> {
-        self.live.front().or_else(|| self.bulk.front())
+    /// What has waited longest, of each urgency.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = &T> {
+        self.live.front().into_iter().chain(self.bulk.front())
     }
 
     pub(super) fn clear(&mut self) {

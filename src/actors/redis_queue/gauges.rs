@@ -23,7 +23,7 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 const MOST_FEATURES: usize = 100;
 
 /// How many entries stand on the queue, and the age of the oldest in milliseconds on Redis' clock.
-/// Only its id is read: the entry itself may be megabytes.
+/// Only its id is answered: the entry itself may be megabytes.
 const LOOK: &str = r"
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not first then return { 0, 0 } end
@@ -46,20 +46,31 @@ pub(super) async fn keep(redis: RedisLink, keys: Keys, config: Arc<Config>) {
             metrics::gauge!(m::MAX_AGE, "stream" => stream.name.clone()).set(age as f64);
         }
     }
+    // Side by side: the queue's age counts most when DuckDB does not answer.
+    tokio::join!(watch_queue(redis.clone(), keys.clone()), ask_for_newest(redis, keys));
+}
+
+async fn watch_queue(redis: RedisLink, keys: Keys) {
     let mut manager = redis.manager_at_last().await;
-    let (mut freshness, mut asked_at) = (Freshness::default(), None::<Instant>);
     loop {
         if let Err(error) = look(&mut manager, &keys).await {
             tracing::debug!(%error, "the queue could not be looked at");
         }
-        if asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
-            if let Err(error) = freshness.ask(&redis, &keys).await {
-                tracing::debug!(error = %format!("{error:#}"), "what is newest is not known");
-            }
-            asked_at = Some(Instant::now());
-        }
-        freshness.show(chrono::Utc::now().timestamp_micros());
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn ask_for_newest(redis: RedisLink, keys: Keys) {
+    let mut freshness = Freshness::default();
+    loop {
+        if let Err(error) = freshness.ask(&redis, &keys).await {
+            tracing::warn!(error = %format!("{error:#}"), "how fresh features are is not known");
+        }
+        let until = Instant::now() + ASK_EVERY;
+        while Instant::now() < until {
+            freshness.show(chrono::Utc::now().timestamp_micros());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 }
 

@@ -157,8 +157,10 @@ impl RedisQueue {
             }
         }
         let waiting: usize = self.windows.iter().map(SendWindows::waiting).sum();
-        let oldest = self.unanswered.first_key_value().map(|(_, first)| first.sent_at);
-        METER.waiting(waiting + self.unanswered.len(), oldest);
+        // Opens are asked again by whoever wants them; what was lost of them waits for nobody.
+        let writes = || self.unanswered.values().filter(|u| u.fields.is_some());
+        // In the order of their rounds, which is nearly that of their ages.
+        METER.waiting(waiting + writes().count(), writes().next().map(|first| first.sent_at));
     }
 
     /// Whether another batch may stand on the queue: what is live waits behind few of the others.
@@ -337,6 +339,8 @@ impl Actor for RedisQueue {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        // What an earlier instance had is read again.
+        METER.waiting(0, None);
         let (to_queue, entries) = mpsc::unbounded_channel();
         self.to_queue = Some(to_queue);
         // A list of its own: an earlier instance may still be waiting at the last one, and would take
@@ -394,7 +398,8 @@ impl Handler<FeatureBatch> for RedisQueue {
         let urgency = batch.urgency();
         let connection = self.online[urgency as usize].clone();
         let bulk_turn = self.bulk_turn.clone();
-        let span = tracing::info_span!("batch", id = %batch.id, stream);
+        // Of the highest level, so that errors have it whatever else is said.
+        let span = tracing::error_span!("batch", id = %batch.id, stream);
         let told = span.clone();
         let preparing = async move {
             let connection = match connection {

@@ -2,7 +2,7 @@
 //! answers is judged in `as_of.rs`.
 
 use super::{ROWS, bench, line, load};
-use crate::support::{Bench, NodeProcess, millstream, wait_for};
+use crate::support::{Bench, DEADLINE, NodeProcess, millstream, wait_for};
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch, StringArray},
     ipc::{reader::StreamReader, writer::StreamWriter},
@@ -321,7 +321,9 @@ fn a_spine_of_two_chunks_is_answered_as_of_one_commit_and_whoever_leaves_costs_n
                 drop(gone);
             }
             // Until values have come in the middle of an answer.
+            let until = std::time::Instant::now() + DEADLINE;
             loop {
+                assert!(std::time::Instant::now() < until, "no value came in an answer");
                 let before = landed.load(Ordering::Relaxed);
                 let answer = client.post(&url).body(spine.clone()).send().await.unwrap();
                 assert!(answer.status().is_success());

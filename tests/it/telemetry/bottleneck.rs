@@ -5,7 +5,6 @@ use super::samples;
 use crate::support::{Bench, NodeProcess, broker, wait_for};
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -99,30 +98,4 @@ fn a_slow_duckdb_is_named() {
     node.learn_addresses();
     let shares = shares(&node);
     assert_eq!(named(&shares), "duckdb_writer", "{shares:?}");
-}
-
-#[test]
-fn a_slow_redis_is_named_by_the_stage_that_waits_for_it() {
-    let Some(brokers) = broker("bottleneck: Redis") else { return };
-    let mut bench = bench(&brokers);
-    let redis = bench.redis();
-    let node = bench.node("generate,process,store");
-    let done = AtomicBool::new(false);
-    let shares = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut connection = redis.connection();
-            while !done.load(Ordering::Relaxed) {
-                // Most of the time it answers nobody.
-                let () = redis::cmd("CLIENT")
-                    .arg(&["PAUSE", "180", "ALL"])
-                    .query(&mut connection)
-                    .unwrap();
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        });
-        let shares = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shares(&node)));
-        done.store(true, Ordering::Relaxed);
-        shares.unwrap()
-    });
-    assert_eq!(named(&shares), "redis_queue", "{shares:?}");
 }

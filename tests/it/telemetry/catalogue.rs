@@ -18,6 +18,8 @@ fn every_stage_has_an_endpoint_and_every_series_stands_in_the_catalogue() {
             ["millstream_kafka_lag_records{", "millstream_feature_freshness_seconds{"];
         asked_for_now_and_then.iter().all(|series| text.contains(series)).then_some(text)
     });
+    let series = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count();
+    assert!(series < 2_000, "{series} series");
     let known = |name: &str| {
         CATALOGUE.iter().any(|metric| match metric.kind {
             Kind::Histogram(_) => ["", "_bucket", "_sum", "_count"]
