@@ -1,14 +1,5 @@
 """Prometheus' own tools, which judge rules and queries."""
 
-import pytest
-from programs import needed
+from programs import prometheus, promtool
 
-
-@pytest.fixture(scope="session")
-def promtool() -> str:
-    return needed("promtool")
-
-
-@pytest.fixture(scope="session")
-def prometheus() -> str:
-    return needed("prometheus")
+__all__ = ["prometheus", "promtool"]

@@ -24,3 +24,15 @@ def left_out(what: str) -> None:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{what}\n")
     pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus' judge of rules, queries and metrics."""
+    return needed("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    """The server."""
+    return needed("prometheus")
