@@ -21,16 +21,13 @@ FLOW = (
     'stage=~"generator|kafka_ingest|file_upload|batch_accumulator|python_worker_supervisor|'
     'redis_queue|duckdb_writer"'
 )
-# Stages that have a batch in their hands while they work.
-HANDS = 'stage=~"file_upload|batch_accumulator|python_worker_supervisor|redis_queue|duckdb_writer"'
+# Stages that say how they spend their time; nobody waits for the generator.
+STAGES = FLOW.replace("generator|", "")
 # The share of the time in which a stage works on something. A node that does not play the role is
-# idle all the time, so the busiest node counts. kafka_ingest does not work on batches, its thread
-# polls: what that has of a processor is its work.
+# idle all the time, so the busiest node counts.
 WORKING = (
-    f"max by (stage) (1 - rate(millstream_stage_idle_seconds_total{{NODE, {HANDS}}}[WINDOW])"
-    f" - rate(millstream_stage_blocked_seconds_total{{NODE, {HANDS}}}[WINDOW]))"
-    " or max by (stage)"
-    ' (rate(millstream_stage_busy_seconds_total{NODE, stage="kafka_ingest"}[WINDOW]))'
+    f"max by (stage) (1 - rate(millstream_stage_idle_seconds_total{{NODE, {STAGES}}}[WINDOW])"
+    f" - rate(millstream_stage_blocked_seconds_total{{NODE, {STAGES}}}[WINDOW]))"
 )
 BLOCKED = "max by (stage) (rate(millstream_stage_blocked_seconds_total{NODE}[WINDOW]))"
 

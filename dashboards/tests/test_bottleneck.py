@@ -24,7 +24,7 @@ def named(promtool, tmp_path, nodes: dict[str, dict[str, tuple[float, float]]], 
         for of in STAGES:
             work, blocked = shares.get(of, (0.0, 0.0))
             # The thread that polls has no batch in hand: its work is not left out of its idle time.
-            idle = 1 - blocked - (0 if of == "kafka_ingest" else work)
+            idle = 1 - blocked - work
             for name, a_second in ((BUSY, work), (BLOCKED, blocked), (IDLE, idle)):
                 labels = f'job="millstream", instance="{node}", stage="{of}"'
                 values = f"0+{15 * a_second:.6f}x40"

@@ -18,7 +18,7 @@ use catalogue::{CATALOGUE, Kind, STAGES};
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -234,9 +234,13 @@ pub fn batch_closed(reason: &'static str, rows: usize) {
 pub fn dead_letters(letters: &RecordBatch) {
     let column = |name| letters.column_by_name(name).and_then(|c| c.as_string_opt::<i32>());
     let (Some(stages), Some(reasons)) = (column("stage"), column("reason")) else { return };
+    let mut counts = BTreeMap::<(&str, &str), u64>::new();
     for (stage, reason) in stages.iter().flatten().zip(reasons.iter().flatten()) {
-        let (stage, reason) = (stage.to_owned(), reason_label(stage, reason).to_owned());
-        counter!(m::DEAD_LETTERS, "stage" => stage, "reason" => reason).increment(1);
+        *counts.entry((stage, reason_label(stage, reason))).or_default() += 1;
+    }
+    for ((stage, reason), count) in counts {
+        let (stage, reason) = (stage.to_owned(), reason.to_owned());
+        counter!(m::DEAD_LETTERS, "stage" => stage, "reason" => reason).increment(count);
     }
 }
 

@@ -11,13 +11,7 @@ use std::path::PathBuf;
 /// A bench whose streams have scripts in a folder of the test's own: the shipped ones.
 fn bench(brokers: &str) -> Bench {
     let mut bench = Bench::new(brokers);
-    let scripts = bench.dir.path().join("scripts");
-    std::fs::create_dir_all(&scripts).unwrap();
-    for stream in &bench.config.streams {
-        let name = format!("{}.py", stream.transform);
-        std::fs::copy(bench.config.python.transforms_dir.join(&name), scripts.join(&name)).unwrap();
-    }
-    bench.config.python.transforms_dir = scripts;
+    bench.own_scripts();
     bench.create_topics();
     bench
 }

@@ -100,6 +100,18 @@ impl Bench {
         NodeProcess::start(self, roles)
     }
 
+    /// Puts the shipped scripts of its streams into a folder of the test's own, which nodes read from now on.
+    pub fn own_scripts(&mut self) {
+        let scripts = self.dir.path().join("scripts");
+        std::fs::create_dir_all(&scripts).unwrap();
+        for stream in &self.config.streams {
+            let name = format!("{}.py", stream.transform);
+            let shipped = self.config.python.transforms_dir.join(&name);
+            std::fs::copy(shipped, scripts.join(&name)).unwrap();
+        }
+        self.config.python.transforms_dir = scripts;
+    }
+
     /// Creates the topics, as a node would.
     pub fn create_topics(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

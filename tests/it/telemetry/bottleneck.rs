@@ -76,14 +76,12 @@ fn bench(brokers: &str) -> Bench {
 fn a_slow_script_is_named() {
     let Some(brokers) = broker("bottleneck: a script") else { return };
     let mut bench = bench(&brokers);
-    let scripts = bench.dir.path().join("scripts");
-    std::fs::create_dir_all(&scripts).unwrap();
-    for stream in &bench.config.streams {
-        let name = format!("{}.py", stream.transform);
-        let text = std::fs::read_to_string(bench.config.python.transforms_dir.join(&name)).unwrap();
-        std::fs::write(scripts.join(&name), format!("{text}{SLOWLY}")).unwrap();
+    bench.own_scripts();
+    for stream in 0..bench.config.streams.len() {
+        let script = bench.config.script_file(stream);
+        let text = std::fs::read_to_string(&script).unwrap();
+        std::fs::write(script, format!("{text}{SLOWLY}")).unwrap();
     }
-    bench.config.python.transforms_dir = scripts;
     let node = bench.node("generate,process,store");
     let shares = shares(&node);
     assert_eq!(named(&shares), "python_worker_supervisor", "{shares:?}");

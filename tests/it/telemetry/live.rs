@@ -65,14 +65,8 @@ impl Drop for Prometheus {
 /// A bench whose scripts lie in a folder of its own.
 fn bench(brokers: &str) -> (Bench, PathBuf) {
     let mut bench = Bench::new(brokers);
-    let scripts = bench.dir.path().join("scripts");
-    std::fs::create_dir_all(&scripts).unwrap();
-    for stream in &bench.config.streams {
-        let name = format!("{}.py", stream.transform);
-        std::fs::copy(bench.config.python.transforms_dir.join(&name), scripts.join(&name)).unwrap();
-    }
-    let first = scripts.join(format!("{}.py", bench.config.streams[0].transform));
-    bench.config.python.transforms_dir = scripts;
+    bench.own_scripts();
+    let first = bench.config.script_file(0);
     bench.config.generator.rate = 4_000.0;
     bench.config.generator.upload_every_s = 2.0;
     bench.config.store.skew_every_s = 2;
