@@ -15,6 +15,7 @@ use crate::protocol::{
 use actix::Message;
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender, oneshot};
 use uuid::Uuid;
 
@@ -134,20 +135,28 @@ pub struct EntryDuty {
     dropped: Option<UnboundedSender<()>>,
     direct: Option<oneshot::Sender<QueueReply>>,
     _room: Option<OwnedSemaphorePermit>,
+    taken: Instant,
 }
 
 impl EntryDuty {
-    /// A duty that reports to `dropped`, and frees its `room` among the entries in hand.
+    /// A duty that reports to `dropped`, and frees its `room` among the entries in hand; the store has
+    /// the entry since `taken`.
     #[must_use]
-    pub fn new(dropped: UnboundedSender<()>, room: OwnedSemaphorePermit) -> Self {
-        Self { dropped: Some(dropped), direct: None, _room: Some(room) }
+    pub fn new(dropped: UnboundedSender<()>, room: OwnedSemaphorePermit, taken: Instant) -> Self {
+        Self { dropped: Some(dropped), direct: None, _room: Some(room), taken }
     }
 
     /// The duty for what did not come over the queue: its answer goes to whoever waits in this
     /// process, who sees the channel closed when the duty is dropped unanswered.
     #[must_use]
     pub fn direct(answer: oneshot::Sender<QueueReply>) -> Self {
-        Self { dropped: None, direct: Some(answer), _room: None }
+        Self { dropped: None, direct: Some(answer), _room: None, taken: Instant::now() }
+    }
+
+    /// For how long the store has it in hand.
+    #[must_use]
+    pub fn held(&self) -> Duration {
+        self.taken.elapsed()
     }
 
     /// Answers at once when somebody in this process waits for it; else gives both back, for the
@@ -248,6 +257,8 @@ pub struct AppliedEntry {
     pub online: Option<OnlineDuty>,
     /// The entry is kept aside instead of deleted: the store died over it.
     pub quarantine: bool,
+    /// For how long the store had it in hand.
+    pub held: Duration,
 }
 
 /// What of a write has to be seen to in the online store once it is durable.

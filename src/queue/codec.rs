@@ -14,7 +14,7 @@ use arrow::{
 };
 use redis::{FromRedisValue, Value, streams::StreamId};
 use serde::{Deserialize, Serialize};
-use std::io::Cursor;
+use std::{io::Cursor, time::Duration};
 
 /// The fields of an entry, in the order of XADD.
 pub type Fields = Vec<(&'static str, Vec<u8>)>;
@@ -26,6 +26,9 @@ pub struct Answer {
     pub round: u64,
     /// What the store decided.
     pub reply: QueueReply,
+    /// Microseconds for which the store had the request in hand; the rest was spent in Redis.
+    #[serde(default)]
+    pub held_us: u64,
 }
 
 /// An open request as fields.
@@ -171,8 +174,9 @@ fn read_ipc(bytes: &[u8], schema: &SchemaRef, parts: usize) -> anyhow::Result<Ve
 ///
 /// # Errors
 /// When it is no JSON, which is a defect.
-pub fn encode_reply(round: u64, reply: QueueReply) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Answer { round, reply })
+pub fn encode_reply(round: u64, reply: QueueReply, held: Duration) -> serde_json::Result<Vec<u8>> {
+    let held_us = u64::try_from(held.as_micros()).unwrap_or(u64::MAX);
+    serde_json::to_vec(&Answer { round, reply, held_us })
 }
 
 /// Reads an answer.

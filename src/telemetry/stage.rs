@@ -4,8 +4,12 @@
 //! | works on | waits | counts as |
 //! |---|---|---|
 //! | something | | busy |
-//! | nothing | something | blocked: the next stage, a permit or Redis has no room |
+//! | nothing | something | blocked: the next stage, or a permit, has no room |
 //! | nothing | nothing | idle |
+//!
+//! A stage whose batches lie elsewhere, until they are answered, is blocked while somebody else has them in
+//! hand, and works while they are under way: which share of such time is which the answers say
+//! ([`StageMeter::answered`]).
 //!
 //! Blocked and idle are seconds of the clock. Busy adds up the work on all batches that are worked on
 //! at once, so a stage with three workers may do three seconds of it in one. A stage that does not work
@@ -35,6 +39,31 @@ struct Clock {
     idle: Duration,
     /// The stage says itself how it spent its time.
     told: bool,
+    /// Of the time in which it only waited: how much of it others had what it waits for in hand.
+    elsewhere: Share,
+}
+
+/// A share of time, by what was seen last.
+#[derive(Debug, Default)]
+struct Share {
+    part: f64,
+    whole: f64,
+}
+
+impl Share {
+    /// What the last such time weighs beside those before it.
+    const MEMORY: f64 = 0.8;
+
+    fn saw(&mut self, part: Duration, whole: Duration) {
+        let (part, whole) = (part.min(whole).as_secs_f64(), whole.as_secs_f64());
+        self.part = self.part * Self::MEMORY + part;
+        self.whole = self.whole * Self::MEMORY + whole;
+    }
+
+    /// All of it, as long as nothing was seen.
+    fn get(&self) -> f64 {
+        if self.whole > 0.0 { (self.part / self.whole).clamp(0.0, 1.0) } else { 1.0 }
+    }
 }
 
 impl Clock {
@@ -48,6 +77,7 @@ impl Clock {
             blocked: none,
             idle: none,
             told: false,
+            elsewhere: Share::default(),
         }
     }
 
@@ -60,7 +90,7 @@ impl Clock {
         }
         match (self.working, self.waiting) {
             (0, 0) => self.idle += passed,
-            (0, _) => self.blocked += passed,
+            (0, _) => self.blocked += passed.mul_f64(self.elsewhere.get()),
             _ => {}
         }
     }
@@ -147,6 +177,14 @@ impl StageMeter {
         self.worked_for(worked);
     }
 
+    /// Something that the stage had waited for came back after so long, for a part of which somebody else
+    /// had it in hand: that part of its waiting is blocked, the rest is the stage's own work.
+    pub fn answered(self, held: Duration, waited: Duration) {
+        if let Some(mut clock) = self.clock() {
+            clock.elsewhere.saw(held, waited);
+        }
+    }
+
     /// So many are open in the stage, which is not held up by them.
     pub fn queue_depth(self, batches: usize) {
         gauge!(m::QUEUE_DEPTH, "stage" => self.0).set(batches as f64);
@@ -208,6 +246,25 @@ mod tests {
         assert_eq!(clock.idle, Duration::from_millis(110), "the other 45 ms are busy");
         clock.advance(at(100));
         assert_eq!(clock.idle, Duration::from_millis(110), "it does not go back");
+    }
+
+    #[test]
+    fn waiting_is_blocked_as_far_as_somebody_else_has_it_in_hand() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start);
+        clock.waiting = 1;
+        let ms = Duration::from_millis;
+        clock.elsewhere.saw(ms(20), ms(200));
+        clock.advance(start + ms(1_000));
+        assert_eq!(clock.blocked, ms(100), "nine tenths of it are under way");
+        for _ in 0..50 {
+            clock.elsewhere.saw(ms(200), ms(200));
+        }
+        clock.advance(start + ms(2_000));
+        assert!(clock.blocked > ms(1_090), "what was seen long ago weighs nothing");
+        clock.elsewhere.saw(ms(500), ms(200));
+        assert!(clock.elsewhere.get() <= 1.0, "clocks of two machines may differ");
+        assert_eq!(clock.idle, ms(0));
     }
 
     #[test]

@@ -34,7 +34,8 @@ impl Waiting {
 
     pub(super) fn decided(self, reply: QueueReply, online: Option<OnlineDuty>) -> Decided {
         let Self { id, reply_to, round, duty, .. } = self;
-        let entry = AppliedEntry { id, reply_to, round, reply, online, quarantine: false };
+        let held = duty.held();
+        let entry = AppliedEntry { id, reply_to, round, reply, online, quarantine: false, held };
         Decided { entry, duty }
     }
 

@@ -151,7 +151,8 @@ impl Writing {
             }
         };
         let reply = reply.unwrap_or_else(|reason| QueueReply::Refused { reason });
-        let entry = AppliedEntry { id, reply_to, round, reply, online: None, quarantine: false };
+        let (online, held) = (None, duty.held());
+        let entry = AppliedEntry { id, reply_to, round, reply, online, quarantine: false, held };
         self.answer(vec![Decided { entry, duty }]);
         Ok(None)
     }

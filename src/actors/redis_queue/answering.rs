@@ -221,9 +221,11 @@ impl Answering {
             .arg(online_to)
             .arg(STORE_GROUP)
             .arg(REPLY_TTL_S);
-        for AppliedEntry { id, reply_to, round, reply, quarantine, .. } in &applied.entries {
-            let answer =
-                if reply_to.is_empty() { Vec::new() } else { encode_reply(*round, reply.clone())? };
+        for AppliedEntry { id, reply_to, round, reply, quarantine, held, .. } in &applied.entries {
+            let answer = match reply_to.as_str() {
+                "" => Vec::new(),
+                _ => encode_reply(*round, reply.clone(), *held)?,
+            };
             call.arg(id).arg(reply_to).arg(answer).arg(u8::from(*quarantine));
         }
         match call.invoke_async(connection).await? {

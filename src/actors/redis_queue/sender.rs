@@ -480,6 +480,8 @@ impl Handler<Answered> for RedisQueue {
             // Operators ask under a list of their own.
             QueueReply::Adopted { .. } => {}
             QueueReply::Written { verdicts } => {
+                let held = Duration::from_micros(answer.held_us);
+                METER.answered(held, unanswered.sent_at.elapsed());
                 for (part, verdict) in unanswered.parts.into_iter().zip(verdicts) {
                     self.settle(part, verdict, ctx);
                 }

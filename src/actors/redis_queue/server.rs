@@ -14,7 +14,10 @@ use redis::{
     aio::MultiplexedConnection,
     streams::{StreamId, StreamReadReply},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{Semaphore, mpsc};
 
 pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
@@ -175,6 +178,9 @@ async fn read_on(
     let stream = keys.queue();
     ensure_group(connection, &stream).await?;
     let mut pending_after = Some("0".to_owned());
+    // Since the last read nothing was read for so long, for want of room: what came onto the stream
+    // meanwhile has waited for the store, not for Redis.
+    let mut full = Duration::ZERO;
     loop {
         // Entries were dropped unanswered: they are pending, and are read again from the first.
         while was_dropped.try_recv().is_ok() {
@@ -188,11 +194,15 @@ async fn read_on(
                 None => pending_after = None,
             }
         }
+        let now = Instant::now();
+        let taken = now.checked_sub(std::mem::take(&mut full)).unwrap_or(now);
         for entry in entries {
+            let asked = Instant::now();
             // The semaphore is never closed.
             let Ok(room) = room.clone().acquire_owned().await else { return Ok(()) };
+            full += asked.elapsed();
             let (reply_to, round, request) = decode_entry(&entry);
-            let duty = EntryDuty::new(dropped.clone(), room);
+            let duty = EntryDuty::new(dropped.clone(), room, taken);
             let entry = QueueEntry { id: entry.id, reply_to, round, request, duty };
             if let Err(Undelivered(entry)) = writer.deliver(entry) {
                 // Between two lives: dropping the entry has it read again from the pending ones.
