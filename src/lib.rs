@@ -13,10 +13,11 @@
 //! | [`queue`], [`online`] | Redis: the way to the store, the newest values |
 //! | [`spool`] | the folder that nodes and the store may share: rows on their way as files |
 //! | [`store`] | DuckDB: the one transaction, the audit, the reads |
-//! | [`failpoint`] | where tests crash it |
+//! | [`chaos`], [`failpoint`] | who breaks it and judges, where tests crash it |
 //! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
 
 pub mod actors;
+pub mod chaos;
 pub mod cli;
 pub mod config;
 pub mod decode;

@@ -157,6 +157,13 @@ fn civil_from_days(days: i64) -> (i64, u64, u64) {
     (year, month.unsigned_abs(), day.unsigned_abs())
 }
 
+/// The name that somebody may have meant who wrote `wrong`: the nearest, unless all are too far away.
+#[must_use]
+pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let far = |name: &str| strsim::damerau_levenshtein(wrong, name);
+    names.into_iter().min_by_key(|name| far(name)).filter(|name| far(name) <= 3)
+}
+
 /// A text as an SQL literal.
 #[must_use]
 pub fn sql_literal(text: &str) -> String {

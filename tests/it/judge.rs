@@ -1,14 +1,12 @@
 //! A judge that sees nothing proves nothing: each defect is planted and must be found.
 
-use crate::support::{
-    RedisServer,
-    judge::{
+use crate::support::RedisServer;
+use duckdb::Connection;
+use millstream::{
+    chaos::judge::{
         dead_letters_complete, no_position_is_skipped, online_equals_newest, order_of_batches,
         order_of_entities,
     },
-};
-use duckdb::Connection;
-use millstream::{
     config::Config,
     generate::EventId,
     online::format_field,
@@ -53,7 +51,7 @@ fn books() -> Connection {
 
 #[test]
 fn planted_defects_of_order_and_of_dead_letters_are_found() {
-    type Question = fn(&Connection) -> Check;
+    type Question = fn(&Connection) -> duckdb::Result<Check>;
     let swap =
         "UPDATE features_table SET event_id = (SELECT event_id FROM features_table WHERE pos = 18)
                 WHERE pos = 4";
@@ -75,10 +73,10 @@ fn planted_defects_of_order_and_of_dead_letters_are_found() {
     ];
     for (defect, question) in defects {
         let store = books();
-        let sound = question(&store);
+        let sound = question(&store).unwrap();
         assert!(sound.ok, "{sound:?}");
         store.execute_batch(defect).unwrap();
-        let found = question(&store);
+        let found = question(&store).unwrap();
         assert!(!found.ok, "{defect} was not found by {}", found.id);
     }
 }
@@ -117,9 +115,10 @@ fn planted_defects_of_the_online_store_are_found() {
             let () =
                 redis::cmd("HSET").arg(key).arg(name).arg(value).query(&mut connection).unwrap();
         }
-        let found = online_equals_newest(&store, &mut connection, &keys, &streams);
+        let found = online_equals_newest(&store, &mut connection, &keys, &streams).unwrap();
         assert_eq!(found.ok, defect.is_empty(), "{defect:?}: {found:?}");
     }
     let () = redis::cmd("DEL").arg("planted:entity:b").query(&mut connection).unwrap();
-    assert!(!online_equals_newest(&store, &mut connection, &keys, &streams).ok, "one is missing");
+    let found = online_equals_newest(&store, &mut connection, &keys, &streams).unwrap();
+    assert!(!found.ok, "one is missing");
 }

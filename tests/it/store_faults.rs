@@ -2,10 +2,10 @@
 //! durable, and nothing is silently wrong.
 
 use crate::support::{
-    Bench, NodeProcess, Sent, Watch, broker, expected, judge::dead_letters_complete, left_out,
-    millstream, produce, resident_bytes, wait_for,
+    Bench, NodeProcess, Sent, Watch, broker, expected, left_out, millstream, produce,
+    resident_bytes, wait_for,
 };
-use millstream::store::schema;
+use millstream::{chaos::judge::dead_letters_complete, store::schema};
 use serde_json::json;
 use std::{
     fs::File,
@@ -290,7 +290,7 @@ fn rows_that_duckdb_refuses_become_dead_letters_and_the_rest_of_their_batch_land
     let store = |sql: &str| node.query(sql)[0]["n"].as_i64().unwrap();
     assert_eq!(store("SELECT count(*) AS n FROM features_table WHERE entity_id = 'e9000'"), 1);
     node.stop_well();
-    let whole = dead_letters_complete(&bench.closed_store());
+    let whole = dead_letters_complete(&bench.closed_store()).unwrap();
     assert!(whole.ok, "{whole:?}");
 }
 

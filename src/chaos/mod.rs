@@ -1,0 +1,3 @@
+//! Chaos: load, faults, and a judge.
+
+pub mod judge;
