@@ -14,9 +14,11 @@
 //! | [`spool`] | the folder that nodes and the store may share: rows on their way as files |
 //! | [`store`] | DuckDB: the one transaction, the audit, the reads |
 //! | [`failpoint`] | where tests crash it |
+//! | [`chaos`] | what faults are done to it with |
 //! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
 
 pub mod actors;
+pub mod chaos;
 pub mod cli;
 pub mod config;
 pub mod decode;
