@@ -4,5 +4,9 @@
 //! | module | what |
 //! |---|---|
 //! | [`proxy`] | a TCP proxy with weather: slow, cut, refusing, resetting |
+//! | [`disk`] | a disk that is full, one that cannot flush |
+//! | [`processes`] | signals, processes that stand still, the Python workers counted |
 
+pub mod disk;
+pub mod processes;
 pub mod proxy;
