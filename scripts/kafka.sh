@@ -2,10 +2,15 @@
 # A real Apache Kafka broker (KRaft, one node) for the tests and `make stack`.
 #
 #   kafka.sh start --dir DIR [--port PORT] [--controller-port PORT] [--owner PID] [--session SECONDS]
+#                  [--proxied HOST:PORT]
 #       Starts the broker on DIR, formatting it first when it is new, waits until it answers
 #       and prints its address. Started again on the same DIR it has its topics, and without
 #       --port its old port. With --owner the broker ends soon after that process has ended.
 #       --session: how long a broker that is silent keeps its partitions, 9 s as in Kafka.
+#       --proxied: a second listener for a proxy that clients reach at HOST:PORT. Whoever comes
+#       by it is told HOST:PORT as the broker's address and so stays behind the proxy. Its own
+#       port, where the proxy has to go to, is in DIR/proxied.port. Started again it has the same
+#       port, and without the option the same HOST:PORT.
 #   kafka.sh stop --dir DIR [--kill]
 #       Stops it in good order; --kill is the crash (SIGKILL).
 #   kafka.sh status --dir DIR
@@ -47,14 +52,20 @@ jvm_options() {
 # The session timeout is how long a broker started again after a crash waits for its former
 # self to be given up; and how long one that gets no processor keeps its partitions.
 write_config() {
+  local listeners=PLAINTEXT://127.0.0.1:$PORT advertised=PLAINTEXT://127.0.0.1:$PORT
+  if [[ -n $PROXIED ]]; then
+    listeners+=,PROXIED://127.0.0.1:$PROXIED_PORT
+    advertised+=,PROXIED://$PROXIED
+  fi
   cat >"$DIR/server.properties" <<EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$CONTROLLER_PORT
-listeners=PLAINTEXT://127.0.0.1:$PORT,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$PORT
+listeners=$listeners,CONTROLLER://127.0.0.1:$CONTROLLER_PORT
+advertised.listeners=$advertised
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$DIR/data
 auto.create.topics.enable=false
 message.max.bytes=16777216
@@ -128,7 +139,22 @@ running() {
   PID=$(cat "$DIR/broker.pid" 2>/dev/null) && process_is "$PID" "$DIR/server.properties"
 }
 
-address() { sed -n 's|^advertised.listeners=PLAINTEXT://||p' "$DIR/server.properties"; }
+address() { sed -n 's|^advertised.listeners=PLAINTEXT://\([^,]*\).*|\1|p' "$DIR/server.properties"; }
+
+# What clients behind the proxy are told; nothing where there is no second listener.
+proxied_address() {
+  sed -n 's|^advertised.listeners=.*,PROXIED://||p' "$DIR/server.properties" 2>/dev/null || true
+}
+
+# The port of the listener that the proxy goes to, the same for ever.
+choose_proxied_port() {
+  PROXIED=${PROXIED:-$(proxied_address)}
+  [[ -n $PROXIED ]] || return 0
+  PROXIED_PORT=$(cat "$DIR/proxied.port" 2>/dev/null) || PROXIED_PORT=$(free_port)
+  while [[ $PROXIED_PORT == "$PORT" ]]; do PROXIED_PORT=$(free_port); done
+  ! port_taken "$PROXIED_PORT" || die "port $PROXIED_PORT is taken by another program"
+  printf '%s\n' "$PROXIED_PORT" >"$DIR/proxied.port"
+}
 
 start() {
   require_broker
@@ -137,6 +163,8 @@ start() {
   if running; then
     [[ -z $PORT || $PORT == 0 || $(address) == "127.0.0.1:$PORT" ]] ||
       die "the broker in $DIR already runs, on $(address)"
+    [[ -z $PROXIED || $(proxied_address) == "$PROXIED" ]] ||
+      die "the broker in $DIR already runs, without a listener for a proxy at $PROXIED"
     address
     return
   fi
@@ -145,6 +173,7 @@ start() {
     PORT=${PORT:-$(free_port)}
   fi
   ! port_taken "$PORT" || die "port $PORT is taken by another program"
+  choose_proxied_port
   CONTROLLER_PORT=${CONTROLLER_PORT:-$(free_port)}
   jvm_options
   write_config
@@ -200,8 +229,9 @@ stop() {
     fi
     # Its last threads hold the port a moment longer than the process can be seen.
     local port deadline=$((SECONDS + 5))
-    port=$(address | sed 's/.*://')
-    while port_taken "$port" && ((SECONDS < deadline)); do sleep 0.02; done
+    for port in $(address | sed 's/.*://') $(cat "$DIR/proxied.port" 2>/dev/null); do
+      while port_taken "$port" && ((SECONDS < deadline)); do sleep 0.02; done
+    done
   fi
   rm -f "$DIR/broker.pid"
 }
@@ -224,10 +254,10 @@ prepare() {
 
 COMMAND=${1:-help}
 shift || true
-DIR='' PORT='' CONTROLLER_PORT='' OWNER='' KILL=no SESSION_S=9 BOOTSTRAP=127.0.0.1:9092 REST=()
+DIR='' PORT='' CONTROLLER_PORT='' OWNER='' PROXIED='' PROXIED_PORT='' KILL=no SESSION_S=9 BOOTSTRAP=127.0.0.1:9092 REST=()
 while (($# > 0)); do
   case $1 in
-    --dir | --port | --controller-port | --owner | --session | --bootstrap)
+    --dir | --port | --controller-port | --owner | --session | --proxied | --bootstrap)
       (($# > 1)) || die "$1 needs a value"
       case $1 in
         --dir) DIR=$2 ;;
@@ -235,6 +265,7 @@ while (($# > 0)); do
         --controller-port) CONTROLLER_PORT=$2 ;;
         --owner) OWNER=$2 ;;
         --session) SESSION_S=$2 ;;
+        --proxied) PROXIED=$2 ;;
         --bootstrap) BOOTSTRAP=$2 ;;
       esac
       shift 2
@@ -247,6 +278,7 @@ done
 case $COMMAND in
   start | stop | status) [[ -n $DIR ]] || die "$COMMAND needs --dir DIR" ;;
 esac
+[[ -z $PROXIED || $PROXIED =~ ^[^:,/]+:[0-9]+$ ]] || die "--proxied takes HOST:PORT, not $PROXIED"
 
 case $COMMAND in
   start) start ;;

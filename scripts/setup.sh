@@ -3,8 +3,10 @@
 # first, installs only what is missing and asks no network when nothing is.
 #
 #   scripts/setup.sh           what `make demo` and `make test` need
-#   scripts/setup.sh --ci      also Java, Maven, kcat, Prometheus and shellcheck, so that every
-#                              suite runs (the same as CI=true)
+#   scripts/setup.sh --chaos   also what faults are done with: Java and Maven for a real Kafka,
+#                              strace, libfaketime
+#   scripts/setup.sh --ci      that, and kcat, Prometheus and shellcheck, so that every suite runs
+#                              (the same as CI=true)
 #   scripts/setup.sh --node    only what is needed to build and run a node (container images)
 #
 # MILLSTREAM_PYTHON   the interpreter to embed, instead of the one found here
@@ -17,11 +19,12 @@ RUST_MIN=1.90
 DUCKDB_VERSION=1.5.5
 DUCKDB_PACKAGE_VERSION=1.5.5-r.5
 
-CI_MODE=no NODE_ONLY=no
+CI_MODE=no CHAOS=no NODE_ONLY=no
 [[ ${CI:-} != true ]] || CI_MODE=yes
 for arg in "$@"; do
   case $arg in
     --ci) CI_MODE=yes ;;
+    --chaos) CHAOS=yes ;;
     --node) NODE_ONLY=yes ;;
     -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit ;;
     *) die "unknown option $arg; see scripts/setup.sh --help" ;;
@@ -78,13 +81,20 @@ missing_packages() {
   [[ -f $DUCKDB_DIR/$DUCKDB_FILE ]] || have npm || echo npm
   [[ $NODE_ONLY == no ]] || return 0
   have redis-server || echo redis-server
+  [[ $CI_MODE == no && $CHAOS == no ]] || missing_for_chaos
   [[ $CI_MODE == yes ]] || return 0
-  have java || echo default-jre-headless
-  have mvn || echo maven
   have kcat || echo kcat
   { have promtool && have prometheus; } || echo prometheus
   have shellcheck || echo shellcheck
+}
+
+# What faults are done with; part of --ci, as tests do them too.
+missing_for_chaos() {
+  have java || echo default-jre-headless
+  have mvn || echo maven
   have strace || echo strace
+  compgen -G '/usr/lib*/faketime/libfaketimeMT.so.1' >/dev/null ||
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || echo libfaketime
 }
 
 install_packages() {

@@ -13,6 +13,7 @@ compile_error!(
 
 mod as_of;
 mod broker_faults;
+mod chaos_parts;
 mod consumer_group;
 mod dead_letters;
 mod end_to_end;

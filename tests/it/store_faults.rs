@@ -5,14 +5,14 @@ use crate::support::{
     Bench, NodeProcess, Sent, Watch, broker, expected, left_out, millstream, produce,
     resident_bytes, wait_for,
 };
-use millstream::{chaos::judge::dead_letters_complete, store::schema};
+use millstream::{
+    chaos::{disk::SmallDisk, judge::dead_letters_complete},
+    store::schema,
+};
 use serde_json::json;
 use std::{
-    fs::File,
-    io::Write,
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
-    process::{Command, Output},
+    process::Output,
     time::{Duration, Instant},
 };
 
@@ -104,10 +104,10 @@ fn a_store_stopped_for_15_s_pauses_partitions_without_a_rebalance_and_memory_sta
         (last.1.elapsed() > Duration::from_secs(1)).then_some(())
     });
     let paused_at = tasks.tally().acknowledged();
-    let (full, held) = (read(), resident_bytes(process.pid()));
+    let (full, held) = (read(), resident_bytes(process.pid()).unwrap());
     let mut most = held;
     while stopped_at.elapsed() < Duration::from_secs(15) {
-        most = most.max(resident_bytes(process.pid()));
+        most = most.max(resident_bytes(process.pid()).unwrap());
         assert_eq!(read(), full, "nothing is read while nothing can be stored");
         std::thread::park_timeout(Duration::from_millis(200));
     }
@@ -155,56 +155,27 @@ fn a_store_killed_idle_in_a_transaction_and_after_its_commit_loses_nothing() {
     bench.judge_well(&expected(&tasks));
 }
 
-/// A file system of its own, in memory and small. Unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// `None` where mounting is not permitted, which is said.
-    fn mount(test: &str, mebibytes: usize) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let size = format!("size={mebibytes}m");
-        let mut mount = Command::new("mount");
-        let done = mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output();
-        if done.is_ok_and(|d| d.status.success()) {
-            return Some(Self(dir));
-        }
-        left_out(test, "mounting a small tmpfs is not permitted here");
-        None
-    }
-
-    /// Writes a file that takes all the room that is left; deleting it frees it.
-    fn fill(&self) -> PathBuf {
-        let path = self.0.path().join("ballast");
-        let mut file = File::options().create(true).append(true).open(&path).unwrap();
-        while file.write_all(&[0; 4096]).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // What is still open goes away with its process.
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_on_from() {
     let test = "store_faults: full disk";
     let Some(brokers) = broker(test) else { return };
-    let Some(disk) = SmallDisk::mount(test, 48) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let disk = match SmallDisk::mount(dir.path(), 48) {
+        Ok(disk) => disk,
+        Err(why) => return left_out(test, &why),
+    };
     let mut bench = two_nodes(&brokers);
-    bench.config.node.data_dir = disk.0.path().join("data");
+    bench.config.node.data_dir = disk.path().join("data");
     let _redis = bench.redis();
     let tasks = bench.generate();
     let watch = Watch::start(&bench);
     let (mut store, process) = (bench.node("store"), bench.node("process"));
     watch.ask(&process);
     wait_for("load", || (store.committed_events() > 10_000).then_some(()));
-    let ballast = disk.fill();
+    disk.fill().unwrap();
     let errors = "millstream_stage_errors_total";
     wait_for("a write to fail", || {
-        disk.fill();
+        disk.fill().unwrap();
         let failed = store.metric_if_up(errors, &["duckdb_writer"]).is_some_and(|n| n >= 1.0);
         (failed || store.ended().is_some()).then_some(())
     });
@@ -216,7 +187,7 @@ fn a_full_disk_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_on_from
     if lives {
         assert_eq!(process.positions(), full, "nothing can have been stored");
     }
-    std::fs::remove_file(ballast).unwrap();
+    disk.free().unwrap();
     eprintln!("the store {}", if lives { "goes on" } else { "ended and is started again" });
     if !lives {
         store = bench.node("store");

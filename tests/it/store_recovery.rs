@@ -2,9 +2,10 @@
 
 use crate::{
     store_faults::two_nodes,
-    support::{NodeProcess, broker, expected, left_out, millstream, signal, wait_for},
+    support::{NodeProcess, broker, expected, left_out, millstream, wait_for},
 };
-use std::process::{Child, Command, Stdio};
+use millstream::chaos::disk::{FailingDisk, FlushFault};
+use std::time::Duration;
 
 #[test]
 fn a_commit_whose_outcome_is_unknown_is_believed_from_the_file() {
@@ -103,45 +104,14 @@ fn a_database_restored_from_a_copy_is_read_on_from_its_own_positions() {
     bench.judge_well(&expected(&tasks));
 }
 
-/// What happens to every flush of a process to its disk, until it is dropped.
-struct BadDisk(Child);
-
-impl BadDisk {
-    /// `fault` as strace has it. `None` where processes may not be traced, which is said.
-    fn of(test: &str, pid: u32, fault: &str) -> Option<Self> {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-q", "-e", "trace=fsync,fdatasync,sync_file_range"]);
-        let inject = format!("inject=fsync,fdatasync:{fault}");
-        strace.args(["-e", &inject, "-p", &pid.to_string(), "-o"]);
-        strace.arg(log.path()).stderr(Stdio::piped());
-        let child = strace.spawn().ok();
-        let traced = || {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            !status.contains("TracerPid:\t0\n")
-        };
-        let Some(mut child) = child else {
-            left_out(test, "needs strace (scripts/setup.sh --ci installs it)");
-            return None;
-        };
-        let ended = wait_for("strace to attach", || {
-            let ended = child.try_wait().unwrap().is_some();
-            (ended || traced()).then_some(ended)
-        });
-        if ended {
-            left_out(test, "tracing a process is not permitted here");
-            return None;
-        }
-        Some(Self(child))
-    }
-}
-
-impl Drop for BadDisk {
-    fn drop(&mut self) {
-        // Asked to end, it lets go of the process, which goes on.
-        signal(self.0.id(), libc::SIGTERM);
-        self.0.wait().unwrap();
-    }
+/// `None` where processes may not be traced, which is said.
+fn bad_disk(test: &str, store: &NodeProcess, fault: FlushFault) -> Option<FailingDisk> {
+    FailingDisk::attach(store.pid(), fault)
+        .map_err(|why| {
+            assert!(!why.contains("is gone"), "{why}");
+            left_out(test, &why);
+        })
+        .ok()
 }
 
 #[test]
@@ -153,7 +123,7 @@ fn a_disk_that_fails_under_duckdb_acknowledges_nothing_that_failed_and_is_gone_o
     let tasks = bench.generate();
     let (mut store, process) = (bench.node("store"), bench.node("process"));
     wait_for("load", || (store.committed_events() > 5_000).then_some(()));
-    let Some(failing) = BadDisk::of(test, store.pid(), "error=EIO") else { return };
+    let Some(failing) = bad_disk(test, &store, FlushFault::Error("EIO")) else { return };
     let errors = "millstream_stage_errors_total";
     wait_for("a write to fail", || {
         let failed = store.metric_if_up(errors, &["duckdb_writer"]).is_some_and(|n| n >= 1.0);
@@ -186,7 +156,8 @@ fn a_store_killed_in_an_fsync_and_in_a_checkpoint_loses_nothing() {
         let store = bench.node("store");
         wait_for("load", || (store.committed_events() > 5_000).then_some(()));
         // Far longer than until the kill.
-        let Some(slow) = BadDisk::of(test, store.pid(), "delay_enter=5s") else { return };
+        let delay = FlushFault::Delay(Duration::from_secs(5));
+        let Some(slow) = bad_disk(test, &store, delay) else { return };
         if checkpoint {
             // Closing the file writes its log into it.
             store.ask_to_stop();
@@ -195,7 +166,7 @@ fn a_store_killed_in_an_fsync_and_in_a_checkpoint_loses_nothing() {
         let size = || std::fs::metadata(&wal).map_or(0, |m| m.len());
         let (before, since) = (size(), std::time::Instant::now());
         wait_for("a write before its flush", || {
-            let written = size() != before || since.elapsed() > std::time::Duration::from_secs(3);
+            let written = size() != before || since.elapsed() > Duration::from_secs(3);
             written.then_some(())
         });
         store.kill();

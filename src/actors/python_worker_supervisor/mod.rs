@@ -56,6 +56,7 @@ mod trust;
 mod verdict;
 mod versions;
 
+pub use aging::resident_bytes;
 pub use board::{Current, ScriptBoard};
 pub use canary::{Passed, Refusal, TrialReport, Trials};
 pub use diff::{Change, Difference, Example};

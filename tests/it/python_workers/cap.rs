@@ -1,77 +1,18 @@
 //! Never more workers than the cap, over all nodes, whatever happens to nodes and to Redis.
 
 use crate::support::{Bench, NodeProcess, Watch, broker, expected, wait_for};
-use millstream::queue::Keys;
+use millstream::{
+    chaos::processes::{Counted, WorkerCount, workers_of},
+    queue::Keys,
+};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 const CAP: usize = 3;
-/// How often processes are counted.
-const SAMPLE: Duration = Duration::from_millis(10);
 /// How long the load lasts.
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// The worker processes that a process has started and that live.
-fn workers_of(pid: u32) -> Vec<u32> {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let children = threads
-        .flatten()
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    let children = children.collect::<Vec<_>>().join(" ");
-    let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-    pids.filter(|pid| is_worker(*pid)).collect()
-}
-
-fn is_worker(pid: u32) -> bool {
-    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.split('\0').nth(1) == Some("python-worker")
-}
-
-/// Counts the workers of some nodes all the time; those of a killed node until they are gone.
-struct Counter {
-    nodes: Arc<Mutex<Vec<u32>>>,
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(usize, usize)>,
-}
-
-impl Counter {
-    fn start() -> Self {
-        let (nodes, stop) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicBool>::default());
-        let (watched, stopped) = (nodes.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            let (mut most, mut samples, mut alive) = (0, 0, BTreeSet::new());
-            while !stopped.load(Ordering::Relaxed) {
-                let next = Instant::now() + SAMPLE;
-                for node in watched.lock().unwrap().iter() {
-                    alive.extend(workers_of(*node));
-                }
-                // A process that is dead but not reaped has no command line any more.
-                alive.retain(|pid| is_worker(*pid));
-                most = most.max(alive.len());
-                samples += 1;
-                std::thread::park_timeout(next.saturating_duration_since(Instant::now()));
-            }
-            (most, samples)
-        });
-        Self { nodes, stop, thread }
-    }
-
-    fn watch(&self, node: &NodeProcess) {
-        self.nodes.lock().unwrap().push(node.pid());
-    }
-
-    /// The most that lived at once, and how often it was looked.
-    fn end(self) -> (usize, usize) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
 
 #[test]
 fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
@@ -86,11 +27,11 @@ fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
     let redis = bench.redis();
     let tasks = bench.generate();
     let watch = Watch::start(&bench);
-    let counter = Counter::start();
+    let counter = WorkerCount::start(CAP).unwrap();
     let store = bench.node("store");
     let start = || {
         let node = bench.node("process");
-        counter.watch(&node);
+        counter.watch(node.pid());
         node
     };
     let (one, mut two) = (start(), start());
@@ -129,8 +70,8 @@ fn two_nodes_never_have_more_workers_than_the_cap_and_both_have_some() {
     for node in [one, two, store] {
         node.stop_well();
     }
-    let (most, samples) = counter.end();
-    assert!(most <= CAP, "{most} workers at once, of {CAP} allowed");
+    let Counted { most, samples, violations, first_violations } = counter.end();
+    assert_eq!(violations, 0, "{most} workers at once, of {CAP} allowed: {first_violations:?}");
     assert_eq!(most, CAP, "the cap was reached in {samples} samples");
     assert!(samples > 2_000, "{samples} samples");
     bench.judge_well(&expected(&tasks));
@@ -153,9 +94,9 @@ fn a_node_that_gets_one_permit_of_three_serves_every_stream_with_it() {
         .query(&mut redis.connection())
         .unwrap();
     let tasks = bench.generate();
-    let counter = Counter::start();
+    let counter = WorkerCount::start(CAP).unwrap();
     let node = bench.node("process,store");
-    counter.watch(&node);
+    counter.watch(node.pid());
     let streams = |positions: HashMap<String, i64>| {
         let mut of = BTreeMap::<String, i64>::new();
         for (source, next) in positions {
@@ -176,7 +117,7 @@ fn a_node_that_gets_one_permit_of_three_serves_every_stream_with_it() {
     tasks.stop();
     node.verify();
     node.stop_well();
-    assert_eq!(counter.end().0, 1, "the other two are not ours");
+    assert_eq!(counter.end().most, 1, "the other two are not ours");
     bench.judge_well(&expected(&tasks));
 }
 

@@ -1,7 +1,7 @@
 //! One real Kafka broker for all tests, started when the first one needs it; brokers of a test's
 //! own, which faults can be done to; what the broker's admin interface does.
 
-use super::process::Frozen;
+use super::Frozen;
 use millstream::kafka::EVENT_ID_HEADER;
 use rdkafka::{
     ClientConfig,
@@ -101,7 +101,7 @@ impl Broker {
     /// SIGSTOP, until the guard is dropped.
     pub fn freeze(&self) -> Frozen {
         let pid = std::fs::read_to_string(self.dir.path().join("broker.pid")).unwrap();
-        Frozen::new(pid.trim().parse().unwrap())
+        Frozen::new(pid.trim().parse().unwrap()).unwrap()
     }
 
     /// Where a partition's log lies.

@@ -4,7 +4,6 @@ mod bench;
 pub mod judge;
 mod kafka;
 mod node;
-mod process;
 mod redis;
 mod samples;
 mod scripts;
@@ -13,11 +12,12 @@ mod slots;
 pub use bench::{Bench, expected};
 pub use kafka::{Broker, Sent, admin, broker, left_out, produce, produce_with};
 pub use node::{NodeProcess, millstream, run_json};
-pub use process::{resident_bytes, signal};
 pub use redis::RedisServer;
 pub use samples::{CommittedOffsets, Watch};
 pub use scripts::{ended, event, file, says, script_of, scripted, transforms};
 pub use slots::Slot;
+
+pub use millstream::chaos::processes::{Frozen, resident_bytes, signal};
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

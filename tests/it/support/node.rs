@@ -1,10 +1,6 @@
 //! Node processes and commands.
 
-use super::{
-    Bench,
-    process::{Frozen, signal},
-    wait_for,
-};
+use super::{Bench, Frozen, signal, wait_for};
 use arrow::{array::AsArray, datatypes::Int64Type, ipc::reader::StreamReader};
 use serde_json::Value;
 use std::{
@@ -99,7 +95,7 @@ impl NodeProcess {
 
     /// SIGSTOP, until the guard is dropped. Its children go on.
     pub fn freeze(&self) -> Frozen {
-        Frozen::new(self.pid())
+        Frozen::new(self.pid()).unwrap()
     }
 
     /// The sum of a metric's series that hold all these labels.
@@ -203,13 +199,13 @@ impl NodeProcess {
     /// SIGKILL. Its workers see the end of their sockets; its Redis is told to end and does so in
     /// order.
     pub fn kill(mut self) {
-        signal(self.pid(), libc::SIGKILL);
+        signal(self.pid(), libc::SIGKILL).unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM.
     pub fn ask_to_stop(&self) {
-        signal(self.pid(), libc::SIGTERM);
+        signal(self.pid(), libc::SIGTERM).unwrap();
     }
 
     /// SIGTERM, then its exit status.
@@ -232,7 +228,7 @@ impl NodeProcess {
 impl Drop for NodeProcess {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            signal(self.pid(), libc::SIGKILL);
+            signal(self.pid(), libc::SIGKILL).unwrap();
             let _ = self.child.wait();
         }
     }

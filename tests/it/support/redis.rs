@@ -1,9 +1,6 @@
 //! A redis-server of a test's own, which faults can be done to.
 
-use super::{
-    process::{Frozen, signal},
-    wait_for,
-};
+use super::{Frozen, signal, wait_for};
 use millstream::queue::Keys;
 use std::{
     net::TcpListener,
@@ -68,7 +65,7 @@ impl RedisServer {
 
     /// SIGSTOP, until the guard is dropped.
     pub fn freeze(&self) -> Frozen {
-        Frozen::new(self.child.lock().unwrap().id())
+        Frozen::new(self.child.lock().unwrap().id()).unwrap()
     }
 
     fn wait_until_it_answers(&self) {
@@ -85,7 +82,7 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         let mut child = self.child.lock().unwrap();
         if matches!(child.try_wait(), Ok(None)) {
-            signal(child.id(), libc::SIGKILL);
+            signal(child.id(), libc::SIGKILL).unwrap();
             child.wait().unwrap();
         }
     }

@@ -112,7 +112,7 @@ fn every_query_has_an_answer_after_load_a_kill_and_a_swap() {
                 assert!(node.view.registry.panic("batch_accumulator"));
             }
             for pid in node.view.python.workers.lock().unwrap().values().filter_map(|w| w.pid) {
-                signal(pid, libc::SIGKILL);
+                signal(pid, libc::SIGKILL).unwrap();
             }
             // Somebody deletes online values: the check of both stores finds them missing.
             let redis = node.view.redis.clone().unwrap();

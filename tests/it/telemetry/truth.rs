@@ -21,7 +21,7 @@ fn counts_of_what_was_stored_equal_duckdbs_though_batches_were_read_again() {
     let status = node.status();
     let workers = status["python"]["workers"].as_object().unwrap();
     for pid in workers.values().filter_map(|worker| worker["pid"].as_u64()) {
-        signal(u32::try_from(pid).unwrap(), libc::SIGKILL);
+        signal(u32::try_from(pid).unwrap(), libc::SIGKILL).unwrap();
     }
     let more = node.committed_events() + 8_000;
     wait_for("more events", || (node.committed_events() > more).then_some(()));
