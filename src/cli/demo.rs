@@ -70,7 +70,7 @@ pub async fn demo(args: DemoArgs) -> Result<(), Failure> {
     }
     if args.node.data_dir.is_none() {
         config.node.data_dir = DEMO_DIR.into();
-        empty(&config.node.data_dir)?;
+        empty(&config.node.data_dir, MARKER)?;
     }
     let database = config.database();
     let mut options = NodeOptions::new([Role::Generate, Role::Process, Role::Store]);
@@ -167,21 +167,21 @@ async fn live(node: &mut Node, duration: Option<Duration>) -> Result<bool, Failu
     Ok(false)
 }
 
-/// A demo starts from nothing; only a folder that a demo made is emptied.
-fn empty(dir: &Path) -> Result<(), Failure> {
+/// It starts from nothing; only a folder that one like it has made is emptied.
+pub(super) fn empty(dir: &Path, marker: &str) -> Result<(), Failure> {
     if dir.exists() {
         // Held by the store of a demo that runs in this folder.
         let _free = StoreLock::take(&dir.join("features.duckdb")).map_err(anyhow::Error::from)?;
-        if !dir.join(MARKER).exists() {
+        if !dir.join(marker).exists() {
             return Err(Failure::Usage(format!(
-                "{} is there and was not made by a demo: choose a folder with --data-dir",
+                "{} is there and is not one that may be emptied (it has no file `{marker}`): choose another",
                 dir.display()
             )));
         }
         std::fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    std::fs::write(dir.join(MARKER), "")
+    std::fs::write(dir.join(marker), "")
         .with_context(|| format!("cannot write to {}", dir.display()))?;
     Ok(())
 }

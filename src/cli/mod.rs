@@ -3,6 +3,7 @@
 //! Exit codes: 0 ok, 1 runtime, 2 usage, 3 configuration, 4 a dependency cannot be reached, 5 a
 //! check failed, 130 interrupted.
 
+mod chaos;
 mod client;
 mod demo;
 mod dlq;
@@ -59,6 +60,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run a node.
     Run(run::RunArgs),
+    /// Kill, stop and mislead all that can be, under load, and judge whether every promise holds.
+    Chaos(chaos::ChaosArgs),
     /// Send events to Kafka: made-up ones, or the rows of a real file.
     Generate(generate::GenerateArgs),
     /// Send files of events to a node, and wait until their rows have landed.
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::demo(args).await,
             Command::Run(args) => run::run(args).await,
+            Command::Chaos(args) => chaos::chaos(args).await,
             Command::Generate(args) => generate::generate(args).await,
             Command::Upload(args) => upload::upload(args).await,
             Command::Features(args) => features::features(args).await,
@@ -198,7 +202,11 @@ fn give_memory_back() {
 fn ends_with_its_reader(command: &Command) -> bool {
     !matches!(
         command,
-        Command::Run(_) | Command::Demo(_) | Command::Generate(_) | Command::Upload(_)
+        Command::Run(_)
+            | Command::Demo(_)
+            | Command::Chaos(_)
+            | Command::Generate(_)
+            | Command::Upload(_)
     )
 }
 
