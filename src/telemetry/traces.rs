@@ -191,6 +191,41 @@ fn of_write(write: &WriteHeader) -> Vec<KeyValue> {
     ]
 }
 
+/// How far apart two clocks may be read: a thread that is put aside in between would shift its spans.
+const APART: Duration = Duration::from_micros(50);
+
+/// What both clocks showed at one moment. All spans that a process makes of a batch go by the same, so
+/// that they fit into each other.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    at: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    /// Now, unless the machine is so busy that three tries do not catch it.
+    fn read() -> Self {
+        let read = || Self { at: Instant::now(), wall: SystemTime::now() };
+        let mut clock = read();
+        for _ in 0..2 {
+            if clock.at.elapsed() < APART {
+                break;
+            }
+            clock = read();
+        }
+        clock
+    }
+
+    /// What the clock on the wall showed then.
+    fn wall(self, at: Instant) -> SystemTime {
+        let then = match at.checked_duration_since(self.at) {
+            Some(after) => self.wall.checked_add(after),
+            None => self.wall.checked_sub(self.at.saturating_duration_since(at)),
+        };
+        then.unwrap_or(self.wall)
+    }
+}
+
 fn any_id() -> SpanId {
     SpanId::from_bytes(rand::random::<u64>().max(1).to_be_bytes())
 }
@@ -247,6 +282,7 @@ struct Begun {
     id: SpanId,
     parent: SpanId,
     kind: SpanKind,
+    clock: Clock,
     since: Instant,
     attributes: Vec<KeyValue>,
 }
@@ -259,7 +295,6 @@ impl Begun {
     }
 
     fn data(mut self, status: Status, node: &str, scope: InstrumentationScope) -> SpanData {
-        let end_time = SystemTime::now();
         self.attributes.push(KeyValue::new("node", node.to_owned()));
         SpanData {
             span_context: SpanContext::new(
@@ -273,8 +308,8 @@ impl Begun {
             parent_span_is_remote: self.kind == SpanKind::Consumer,
             span_kind: self.kind,
             name: self.name.into(),
-            start_time: end_time.checked_sub(self.since.elapsed()).unwrap_or(end_time),
-            end_time,
+            start_time: self.clock.wall(self.since),
+            end_time: self.clock.wall(Instant::now()),
             attributes: self.attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
@@ -296,6 +331,7 @@ impl Step {
                 id: any_id(),
                 parent: queue_id(write.batch_id, first.token),
                 kind: SpanKind::Consumer,
+                clock: Clock::read(),
                 since,
                 attributes: of_write(write),
             })
@@ -359,6 +395,7 @@ pub struct Way(Option<Arc<Whole>>);
 #[derive(Debug)]
 struct Whole {
     batch: Uuid,
+    clock: Clock,
     since: Instant,
     parts: usize,
     landed: AtomicUsize,
@@ -373,6 +410,7 @@ impl Way {
         let sampled = EXPORT.get().is_some_and(|export| is_sampled(batch, export.share));
         let whole = || Whole {
             batch,
+            clock: Clock::read(),
             since,
             parts,
             landed: AtomicUsize::new(0),
@@ -421,6 +459,7 @@ impl Whole {
             id: any_id(),
             parent: root_id(self.batch),
             kind: SpanKind::Internal,
+            clock: self.clock,
             since,
             attributes: self.attributes.clone(),
         }

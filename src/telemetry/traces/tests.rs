@@ -1,8 +1,14 @@
 use super::*;
 
 fn whole(parts: usize) -> Whole {
-    let landed = AtomicUsize::new(0);
-    Whole { batch: Uuid::now_v7(), since: Instant::now(), parts, landed, attributes: Vec::new() }
+    Whole {
+        batch: Uuid::now_v7(),
+        clock: Clock::read(),
+        since: Instant::now(),
+        parts,
+        landed: AtomicUsize::new(0),
+        attributes: Vec::new(),
+    }
 }
 
 fn data(begun: Begun) -> SpanData {
@@ -59,10 +65,15 @@ fn a_batch_that_did_not_land_whole_says_so() {
 
 #[test]
 fn times_are_those_of_the_step() {
-    let long_ago = Instant::now() - Duration::from_secs(2);
-    let span = data(whole(1).step("decode", long_ago));
-    let took = span.end_time.duration_since(span.start_time).unwrap();
-    assert!((2.0..60.0).contains(&took.as_secs_f64()), "{took:?}");
+    let whole = whole(1);
+    let at = |seconds| whole.since - Duration::from_secs(seconds);
+    let (earlier, later) = (data(whole.step("a", at(2))), data(whole.step("b", at(1))));
+    let apart = later.start_time.duration_since(earlier.start_time).unwrap();
+    assert_eq!(apart, Duration::from_secs(1), "exactly: they go by one clock");
+    let took = earlier.end_time.duration_since(earlier.start_time).unwrap();
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    let off = SystemTime::now().duration_since(later.end_time).unwrap();
+    assert!(off < Duration::from_secs(60), "{off:?}");
 }
 
 #[test]
