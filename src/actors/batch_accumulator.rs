@@ -53,6 +53,7 @@ impl BatchAccumulator {
         let ranges = || batch.parts.iter().map(|p| format!("{} [{}, {})", p.source, p.from, p.to));
         let reason = closed.reason.name();
         tracing::debug!(batch = %batch.id, rows, reason, ranges = ?ranges().collect::<Vec<_>>(), "closed");
+        batch.way.step_since("accumulate", batch.since()).text("reason", reason).end();
         match self.next.deliver(batch) {
             Ok(()) => METER.sent(rows),
             // Its tickets report, and its sources are read again.

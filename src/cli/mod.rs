@@ -21,6 +21,7 @@ mod verify;
 
 pub use failure::Failure;
 
+use crate::telemetry::traces;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
@@ -178,6 +179,8 @@ pub fn main() -> ExitCode {
             Command::PythonWorker { .. } | Command::CheckFile => Ok(()),
         }
     });
+    // Whatever the outcome: a trace tells most about a node that could not go on.
+    traces::stop(traces::LAST_WORDS);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

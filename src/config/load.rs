@@ -4,6 +4,7 @@ use super::Config;
 use crate::text::nearest;
 use serde::Deserialize;
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -64,16 +65,19 @@ fn load_with(
         toml::from_str::<Config>(&text).map_err(|e| parse_error(path, &text, &e))?;
         table = toml::from_str(&text).map_err(|e| parse_error(path, &text, &e))?;
     }
-    let mut named = Vec::new();
+    let (mut named, mut others) = (Vec::new(), HashMap::new());
     for (key, value) in vars {
         if let Some(rest) = key.strip_prefix(ENV_PREFIX) {
             set(&mut table, rest, &value).map_err(|e| ConfigError::Env(format!("{key}: {e}")))?;
             named.push(key);
+        } else {
+            others.insert(key, value);
         }
     }
     let mut config = Config::deserialize(table).map_err(|e| {
         ConfigError::Env(format!("{} (set by {})", did_you_mean(e.message()), named.join(", ")))
     })?;
+    config.telemetry.or_standard(|name| others.remove(name));
     if let Some(folder) = path.and_then(Path::parent) {
         for dir in [&mut config.python.transforms_dir, &mut config.python.venv] {
             if dir.is_relative() && !dir.as_os_str().is_empty() {
@@ -163,6 +167,25 @@ mod tests {
         let config = load_with(Some(f.path()), vars).unwrap();
         assert_eq!(config.batch.max_rows, 99);
         assert_eq!(config.kafka.brokers, "localhost:9092");
+    }
+
+    #[test]
+    fn opentelemetrys_own_variables_count_where_the_file_says_nothing() {
+        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://general:4317");
+        let of_traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317");
+        let otlp = |path: Option<&Path>, vars: &[(&str, &str)]| {
+            let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            load_with(path, vars).map(|config| config.telemetry.otlp)
+        };
+        assert_eq!(otlp(None, &[]).unwrap(), "", "off");
+        assert_eq!(otlp(None, &[general]).unwrap(), general.1);
+        assert_eq!(otlp(None, &[general, of_traces]).unwrap(), of_traces.1);
+        let own = ("MILLSTREAM__TELEMETRY__OTLP", "http://own:4317");
+        assert_eq!(otlp(None, &[of_traces, own]).unwrap(), own.1);
+        let f = file("[telemetry]\notlp = 'http://file:4317'\n");
+        assert_eq!(otlp(Some(f.path()), &[general]).unwrap(), "http://file:4317");
+        let error = otlp(None, &[(general.0, "https://far")]).unwrap_err().to_string();
+        assert!(error.contains(general.0), "{error}");
     }
 
     #[test]

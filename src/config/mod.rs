@@ -5,9 +5,11 @@
 
 mod load;
 mod stream;
+mod telemetry;
 
 pub use load::{ConfigError, load};
 pub use stream::{AsKnown, FieldType, SchemaField, StreamConfig};
+pub use telemetry::TelemetryConfig;
 
 use crate::generate::Mix;
 use schemars::JsonSchema;
@@ -32,6 +34,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Files over gRPC.
     pub uploads: UploadsConfig,
+    /// Where traces go.
+    pub telemetry: TelemetryConfig,
     /// Made-up events.
     pub generator: GeneratorConfig,
     /// What flows: each stream binds a source to a script.
@@ -48,6 +52,7 @@ impl Default for Config {
             python: PythonConfig::default(),
             store: StoreConfig::default(),
             uploads: UploadsConfig::default(),
+            telemetry: TelemetryConfig::default(),
             generator: GeneratorConfig::default(),
             streams: StreamConfig::shipped(),
         }
@@ -387,6 +392,7 @@ impl Config {
             return Err("`generator.upload_every_s` must be zero (no files) or more".into());
         }
         self.generator.mix.validate().map_err(|e| format!("`generator.mix`: {e}"))?;
+        self.telemetry.validate()?;
         let namespace = &self.node.namespace;
         if namespace.is_empty() || namespace.contains([':', ' ', '*', '{', '}']) {
             return Err("`node.namespace` must be a word without `:`, `*`, braces or spaces".into());

@@ -1,10 +1,13 @@
 //! What KafkaIngest hands to the BatchAccumulator, and what that hands on.
 
 use super::records::{Credit, Records};
-use crate::protocol::{
-    accumulator::Part,
-    source::{Position, SourceName, Token, Urgency},
-    ticket::Ticket,
+use crate::{
+    protocol::{
+        accumulator::Part,
+        source::{Position, SourceName, Token, Urgency},
+        ticket::Ticket,
+    },
+    telemetry::traces::{self, Way},
 };
 use actix::Message;
 use std::{sync::Arc, time::Instant};
@@ -71,6 +74,8 @@ impl Part for SourceBatch {
 pub struct EventBatch {
     /// What it is called in logs, from here to DuckDB; its time is that of its closing.
     pub id: Uuid,
+    /// The root of its trace.
+    pub way: Way,
     /// Index of the stream in the configuration.
     pub stream: usize,
     /// The script version that all its parts must run under, as SHA-256; `None`: the current one.
@@ -83,7 +88,25 @@ impl EventBatch {
     /// A batch that has just been closed.
     #[must_use]
     pub fn new(stream: usize, pinned: Option<Arc<str>>, parts: Vec<SourceBatch>) -> Self {
-        Self { id: Uuid::now_v7(), stream, pinned, parts }
+        let id = Uuid::now_v7();
+        let mut batch = Self { id, way: Way::default(), stream, pinned, parts };
+        batch.way = batch.begun();
+        batch
+    }
+
+    /// The root of its trace: it began with its first record.
+    fn begun(&self) -> Way {
+        if !traces::are_exported() {
+            return Way::default();
+        }
+        let stream = self.parts.first().and_then(|part| part.source.stream()).unwrap_or_default();
+        Way::begin(self.id, stream, self.parts.len(), self.rows(), self.since())
+    }
+
+    /// When its first record was polled.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.parts.iter().map(|part| part.polled_at).min().unwrap_or_else(Instant::now)
     }
 
     /// Events over all parts.
@@ -107,10 +130,11 @@ impl EventBatch {
     /// A batch for each part, under the same id.
     #[must_use]
     pub fn split(self) -> Vec<Self> {
-        let Self { id, stream, pinned, parts } = self;
-        parts
-            .into_iter()
-            .map(|part| Self { id, stream, pinned: pinned.clone(), parts: vec![part] })
-            .collect()
+        let Self { id, way, stream, pinned, parts } = self;
+        let alone = |part| {
+            let (way, pinned) = (way.clone(), pinned.clone());
+            Self { id, way, stream, pinned, parts: vec![part] }
+        };
+        parts.into_iter().map(alone).collect()
     }
 }

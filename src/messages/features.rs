@@ -4,10 +4,13 @@ use super::{
     dead_letter::{DeadLetter, uuid_field},
     records::Credit,
 };
-use crate::protocol::{
-    source::{Position, SourceName, Token, Urgency},
-    ticket::Ticket,
-    version::Version,
+use crate::{
+    protocol::{
+        source::{Position, SourceName, Token, Urgency},
+        ticket::Ticket,
+        version::Version,
+    },
+    telemetry::traces::Way,
 };
 use actix::Message;
 use arrow::{
@@ -87,6 +90,8 @@ pub struct FeaturePart {
 pub struct FeatureBatch {
     /// The id of the events' batch.
     pub id: Uuid,
+    /// The root of its trace.
+    pub way: Way,
     /// Index of the stream in the configuration.
     pub stream: usize,
     /// Name of the script that made it.

@@ -92,6 +92,7 @@ pub(super) async fn start(mut config: Config, options: NodeOptions) -> anyhow::R
     if config.node.metrics {
         telemetry::install()?;
     }
+    telemetry::traces::start(&config.telemetry, &config.node_name())?;
     let started_at = Instant::now();
     let roles = options.roles.clone();
     if roles.is_empty() {

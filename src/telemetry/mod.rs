@@ -1,9 +1,11 @@
-//! Metrics: the recorder, the helpers that the stages call, and the text of the endpoints.
+//! Metrics: the recorder, the helpers that the stages call, and the text of the endpoints; and
+//! [traces] of batches.
 //!
 //! Helpers are called once a batch, never once an event.
 
 pub mod catalogue;
 mod stage;
+pub mod traces;
 
 pub use stage::{StageMeter, Work};
 

@@ -8,6 +8,7 @@
 //! there are never two writers.
 
 mod reading;
+mod spans;
 mod thread;
 mod waiting;
 mod writing;

@@ -10,7 +10,7 @@
 //! | the store died over an entry three times | it is put aside, its sources halt |
 
 use super::{
-    METER,
+    METER, spans,
     thread::{Job, WriterThreadParts},
     waiting::{Decided, Waiting},
 };
@@ -472,7 +472,9 @@ impl Writing {
 
 fn commit(writer: &mut Writer, writes: &[&WriteRequest]) -> Result<Vec<QueueReply>, StoreError> {
     let started = Instant::now();
-    let committed = writer.apply(writes)?;
+    let committed = writer.apply(writes);
+    spans::tell(writes, started, &committed);
+    let committed = committed?;
     metrics::histogram!(m::DUCKDB_COMMIT).record(started.elapsed());
     telemetry::committed(committed.events, committed.rows, committed.dead_letters);
     METER.sent(usize::try_from(committed.events).unwrap_or(usize::MAX));

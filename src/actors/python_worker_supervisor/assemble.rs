@@ -104,6 +104,7 @@ impl Effect {
 pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> FeatureBatch {
     FeatureBatch {
         id: batch.id,
+        way: batch.way,
         stream: batch.stream,
         transform: script.name.clone(),
         script_sha256: script.sha256.clone(),
@@ -116,6 +117,7 @@ pub fn features(batch: EventBatch, script: &Script, effects: Vec<Effect>) -> Fea
 pub fn no_features(stream: &StreamConfig, batch: EventBatch) -> FeatureBatch {
     FeatureBatch {
         id: batch.id,
+        way: batch.way,
         stream: batch.stream,
         transform: stream.transform.clone(),
         script_sha256: String::new(),

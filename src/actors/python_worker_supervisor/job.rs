@@ -4,7 +4,7 @@
 
 use super::{
     METER,
-    assemble::{self, Effect},
+    assemble::{self, Effect, Outcome},
     board::LastBatch,
     runner::Worker,
     slot::{News, Shift},
@@ -18,6 +18,7 @@ use crate::{
     messages::{EventBatch, SourceOpened},
     protocol::source::OpenReply,
     supervision::{Link, Undelivered},
+    telemetry::traces::Step,
 };
 use std::{
     any::Any,
@@ -49,10 +50,15 @@ impl Job {
         let work = METER.begin();
         let rows = batch.rows();
         let script = worker.script();
+        let step = batch.way.step("decode");
         let (batch, decoded) = match decode(decoder, batch).await {
             Ok(both) => both,
-            Err(failed) => return failed.tell(shift, worker, &ingest).await,
+            Err(failed) => {
+                step.fail(&failed.why);
+                return failed.tell(shift, worker, &ingest).await;
+            }
         };
+        step.count("dead", decoded.dead.iter().map(Vec::len).sum()).end();
         crate::crash_point!("c_decoded");
         let board = &shift.slot().board;
         let standing = shift.key().pinned.is_none().then(|| {
@@ -68,7 +74,11 @@ impl Job {
             }
         });
         let (warm, began) = (worker.pid().is_some(), Instant::now());
-        let outcome = match verdict::run(&mut worker, &decoded.batch, standing.as_ref()).await {
+        let step = batch.way.step("transform").text("script", &script.name);
+        let step = step.text("script_version", &script.sha256);
+        let outcome = verdict::run(&mut worker, &decoded.batch, standing.as_ref()).await;
+        trace(step, &outcome);
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(Stopped::LeaseLost) => {
                 tracing::warn!(
@@ -123,6 +133,18 @@ impl Job {
             // Its tickets report, and its sources are read again.
             Err(Undelivered(_)) => METER.error("abandoned"),
         }
+    }
+}
+
+/// What the script made of the batch, in its trace.
+fn trace(step: Step, outcome: &Result<Outcome, Stopped>) {
+    match outcome {
+        Ok(outcome) => {
+            step.count("rows", outcome.rows.num_rows()).count("dead", outcome.rejected.len()).end();
+        }
+        Err(Stopped::LeaseLost) => step.fail("the worker's lease was lost"),
+        Err(Stopped::Broken(error)) => step.fail(&error.to_string()),
+        Err(Stopped::Suspected { why, .. }) => step.fail(why),
     }
 }
 
@@ -183,7 +205,7 @@ async fn put_together(
     config: Arc<Config>,
     batch: EventBatch,
     decoded: Decoded,
-    outcome: assemble::Outcome,
+    outcome: Outcome,
 ) -> Result<(EventBatch, Vec<Effect>), Failed> {
     let assembling = tokio::task::spawn_blocking(move || {
         let stream = &config.streams[batch.stream];

@@ -1,19 +1,42 @@
 //! A batch whose critical features are online, as it goes on the queue.
 
-use super::sender::{METER, Outgoing, SentPart};
+use super::sender::{METER, SharedFields};
 use crate::{
     config::AsKnown,
-    messages::{FeatureBatch, FeaturePart, PartHeader, WriteHeader},
-    protocol::window::PartRange,
+    messages::{Credit, FeatureBatch, FeaturePart, PartHeader, WriteHeader},
+    protocol::{ticket::Ticket, window::PartRange},
     queue::encode_write,
     spool::{Chunk, ChunkSpool},
-    telemetry::catalogue::UPLOAD_CHUNKS,
+    telemetry::{catalogue::UPLOAD_CHUNKS, traces::Way},
 };
 use arrow::array::RecordBatch;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// With fewer rows a file is not worth its making.
 const CHUNK_MIN_ROWS: usize = 1_000;
+
+/// A batch that is online and waits for its turn on the queue.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) fields: SharedFields,
+    pub(super) parts: Vec<SentPart>,
+    pub(super) rows: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct SentPart {
+    pub(super) range: PartRange,
+    pub(super) ticket: Ticket,
+    pub(super) _credit: Credit,
+    pub(super) sampled_timestamps_us: Vec<i64>,
+    /// The batch's id in logs.
+    pub(super) batch_id: Uuid,
+    /// The root of its trace.
+    pub(super) way: Way,
+    /// The file with its rows, until it is answered or given up.
+    pub(super) chunk: Option<Chunk>,
+}
 
 /// Why a batch did not get onto the queue. Its sources are read again.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +137,7 @@ pub(super) fn prepare(
             _credit: p.credit,
             sampled_timestamps_us: p.sampled_timestamps_us,
             batch_id: batch.id,
+            way: batch.way.clone(),
             chunk,
         })
         .collect();
@@ -125,11 +149,8 @@ pub(super) fn prepare(
 mod tests {
     use super::*;
     use crate::{
-        messages::{Credit, feature_row_schema},
-        protocol::{
-            source::{SourceName, Token},
-            ticket::Ticket,
-        },
+        messages::feature_row_schema,
+        protocol::source::{SourceName, Token},
     };
     use arrow::array::{
         FixedSizeBinaryArray, Float64Array, Int32Array, Int64Array, StringArray,
@@ -177,6 +198,7 @@ mod tests {
     fn batch() -> FeatureBatch {
         FeatureBatch {
             id: uuid::Uuid::now_v7(),
+            way: Way::default(),
             stream: 0,
             transform: "x".into(),
             script_sha256: "h".into(),

@@ -2,26 +2,24 @@
 
 use super::{
     parts::QueueParts,
-    prepare::{NotQueued, prepare, wants_chunks},
+    prepare::{NotQueued, Outgoing, SentPart, prepare, wants_chunks},
     transport::{listen, put_on_queue, write_online},
 };
 use crate::{
     actors::{FileUpload, KafkaIngest, Replayer},
     config::Config,
     messages::{
-        Acknowledged, CloseSource, Credit, FeatureBatch, OfSource, OpenSource, PartVerdict,
-        QueueReply, SourceOpened,
+        Acknowledged, CloseSource, FeatureBatch, OfSource, OpenSource, PartVerdict, QueueReply,
+        SourceOpened,
     },
     protocol::{
         apply::Decision,
         source::{OpenReply, SourceName, Urgency},
-        ticket::Ticket,
-        window::{PartRange, SendWindows},
+        window::SendWindows,
     },
     queue::{self, Keys, encode_open},
-    spool::Chunk,
     supervision::Undelivered,
-    telemetry::StageMeter,
+    telemetry::{StageMeter, traces::Step},
 };
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use redis::aio::ConnectionManager;
@@ -32,7 +30,6 @@ use std::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tracing::Instrument as _;
-use uuid::Uuid;
 
 pub(super) const METER: StageMeter = StageMeter::new("redis_queue");
 
@@ -65,26 +62,6 @@ pub struct RedisQueue {
 /// The fields of an entry, shared by its first and any further sending.
 pub(super) type SharedFields = Arc<Vec<(&'static str, Vec<u8>)>>;
 
-/// A batch that is online and waits for its turn on the queue.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) fields: SharedFields,
-    pub(super) parts: Vec<SentPart>,
-    pub(super) rows: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct SentPart {
-    pub(super) range: PartRange,
-    pub(super) ticket: Ticket,
-    pub(super) _credit: Credit,
-    pub(super) sampled_timestamps_us: Vec<i64>,
-    /// The batch's id in logs.
-    pub(super) batch_id: Uuid,
-    /// The file with its rows, until it is answered or given up.
-    pub(super) chunk: Option<Chunk>,
-}
-
 /// What stands on the queue, or is about to.
 #[derive(Debug)]
 struct Unanswered {
@@ -99,6 +76,14 @@ struct Unanswered {
     look_at: Instant,
     /// It was looked for once and not found: its answer may have been on the way just then.
     missed: bool,
+}
+
+impl Unanswered {
+    /// Its time on the queue, in its batch's trace.
+    fn step(&self) -> Step {
+        let of = |first: &SentPart| first.way.queue(first.range.token, self.sent_at);
+        self.parts.first().map(of).unwrap_or_default()
+    }
 }
 
 /// An entry on its way to the queue.
@@ -247,6 +232,7 @@ impl RedisQueue {
         if verdict.decision.is_ok() {
             self.parts.durable.advance(&verdict.source, verdict.next_pos);
             part.ticket.settle();
+            part.way.landed();
             if let Some((topic, partition)) = verdict.source.kafka_partition() {
                 self.parts.acknowledged.advance(topic, partition, verdict.next_pos);
             }
@@ -325,6 +311,7 @@ impl RedisQueue {
             return;
         }
         if let Some(fields) = unanswered.fields.clone() {
+            unanswered.step().fail("it left the queue unanswered");
             tracing::warn!(round, "a write left the queue unanswered; sending it again");
             unanswered.id = None;
             unanswered.missed = false;
@@ -401,6 +388,7 @@ impl Handler<FeatureBatch> for RedisQueue {
         // Of the highest level, so that errors have it whatever else is said.
         let span = tracing::error_span!("batch", id = %batch.id, stream);
         let told = span.clone();
+        let step = batch.way.step("online write");
         let preparing = async move {
             let connection = match connection {
                 Some(connection) => connection,
@@ -412,12 +400,14 @@ impl Handler<FeatureBatch> for RedisQueue {
             let batch = match written.await {
                 Ok(batch) => batch,
                 Err(changed) => {
+                    step.fail(&changed.to_string());
                     parts.renew_generation(&keys).await?;
                     return Err(NotQueued::Generation(format!(
                         "{changed}; the batch of {stream} is read again"
                     )));
                 }
             };
+            step.end();
             crate::crash_point!("e_online");
             if batch.parts.is_empty() {
                 return Ok(None);
@@ -469,6 +459,7 @@ impl Handler<Answered> for RedisQueue {
     fn handle(&mut self, Answered(answer): Answered, ctx: &mut Self::Context) {
         // An answer to an earlier instance, or a second one, is nobody's.
         let Some(unanswered) = self.unanswered.remove(&answer.round) else { return };
+        let step = unanswered.step();
         match answer.reply {
             QueueReply::Opened { source, reply } => {
                 if let OpenReply::Opened { token, next_pos, .. } = &reply {
@@ -482,6 +473,7 @@ impl Handler<Answered> for RedisQueue {
             QueueReply::Written { verdicts } => {
                 let held = Duration::from_micros(answer.held_us);
                 METER.answered(held, unanswered.sent_at.elapsed());
+                step.answered(verdicts.iter().map(|v| v.decision));
                 for (part, verdict) in unanswered.parts.into_iter().zip(verdicts) {
                     self.settle(part, verdict, ctx);
                 }
@@ -490,6 +482,7 @@ impl Handler<Answered> for RedisQueue {
             QueueReply::Registered { .. } | QueueReply::Noted(_) | QueueReply::Uploaded(_) => {}
             QueueReply::Refused { reason } => {
                 METER.error("unreadable");
+                step.fail(&reason);
                 for source in unanswered.sources {
                     let reply = OpenReply::Halted { reason: reason.clone() };
                     self.tell_ingest(SourceOpened { source, reply }, ACK_TRIES, ctx);

@@ -5,6 +5,7 @@ mod bottleneck;
 mod catalogue;
 mod live;
 mod logs;
+mod traces;
 mod truth;
 
 use std::collections::BTreeMap;
