@@ -1,10 +1,13 @@
 //! What KafkaIngest hands to the BatchAccumulator, and what that hands on.
 
 use super::records::{Credit, Records};
-use crate::protocol::{
-    accumulator::Part,
-    source::{Position, SourceName, Token, Urgency},
-    ticket::Ticket,
+use crate::{
+    planted,
+    protocol::{
+        accumulator::Part,
+        source::{Position, SourceName, Token, Urgency},
+        ticket::Ticket,
+    },
 };
 use actix::Message;
 use std::{sync::Arc, time::Instant};
@@ -58,6 +61,9 @@ impl Part for SourceBatch {
             return Err(next);
         }
         self.to = next.to;
+        if planted!("order_lost") {
+            std::mem::swap(&mut self.records, &mut next.records);
+        }
         self.records.append(&mut next.records);
         self.credit.join(next.credit);
         Ok(())
