@@ -18,7 +18,7 @@ const SAMPLE: Duration = Duration::from_millis(10);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The worker processes that a process has started and that live.
-fn workers_of(pid: u32) -> Vec<u32> {
+pub fn workers_of(pid: u32) -> Vec<u32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let children = threads
         .flatten()

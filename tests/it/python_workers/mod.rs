@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod cap;
+pub mod cap;
 mod contract;
 mod death;
 mod loading;
