@@ -13,7 +13,7 @@
 //! | [`queue`], [`online`] | Redis: the way to the store, the newest values |
 //! | [`spool`] | the folder that nodes and the store may share: rows on their way as files |
 //! | [`store`] | DuckDB: the one transaction, the audit, the reads |
-//! | [`chaos`], [`failpoint`] | who breaks it and judges, where tests crash it |
+//! | [`chaos`], [`failpoint`] | who breaks it and judges; where tests crash it, and plant defects |
 //! | [`supervision`], [`telemetry`], [`embedded`] | what keeps it alive, visible and easy to try |
 
 pub mod actors;

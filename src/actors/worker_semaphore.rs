@@ -16,7 +16,9 @@
 
 use crate::{
     config::Config,
+    failpoint,
     messages::{AcquirePermit, Permit, ReleasePermit},
+    planted,
     protocol::lease::{self, Debt, Operation, WANT_MS},
     queue::{Keys, RedisLink},
     telemetry::{StageMeter, catalogue as m},
@@ -104,7 +106,18 @@ for i = 6, #ARGV do
 end
 return done";
 
-static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(&[CLOCK, RULE].concat()));
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    if planted!("lease_without_quarantine") {
+        return Script::new(&[CLOCK, &unquarantined()].concat());
+    }
+    Script::new(&[CLOCK, RULE].concat())
+});
+
+/// The rule that never waits, for a planted defect.
+fn unquarantined() -> String {
+    let wait = "local done = { wait, poorest }";
+    failpoint::altered(RULE, &[(wait, &format!("wait = 0\n{wait}"))])
+}
 
 /// The leases that this node holds, with the moment from which each counts. Survives the actor,
 /// so that a new instance goes on renewing what lives. A lease that is gone from Redis is gone here.

@@ -160,6 +160,16 @@ pub fn main() -> ExitCode {
         end_with_the_reader();
     }
     install_tracing(cli.verbose, cli.log_format, &cli.command);
+    #[cfg(feature = "failpoints")]
+    match crate::failpoint::all_planted() {
+        Ok([]) => {}
+        Ok(defects) => tracing::warn!(?defects, "planted: promises are broken on purpose"),
+        Err(unknown) => {
+            let failure = Failure::Usage(unknown.to_owned());
+            failure.print();
+            return failure.exit_code();
+        }
+    }
     let system = actix::System::new();
     let outcome = system.block_on(async {
         match cli.command {

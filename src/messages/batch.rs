@@ -2,6 +2,7 @@
 
 use super::records::{Credit, Records};
 use crate::{
+    planted,
     protocol::{
         accumulator::Part,
         source::{Position, SourceName, Token, Urgency},
@@ -61,6 +62,9 @@ impl Part for SourceBatch {
             return Err(next);
         }
         self.to = next.to;
+        if planted!("order_lost") {
+            std::mem::swap(&mut self.records, &mut next.records);
+        }
         self.records.append(&mut next.records);
         self.credit.join(next.credit);
         Ok(())

@@ -2,7 +2,9 @@
 
 use super::{OnlineOutcome, Promise, format_timestamp, format_value};
 use crate::{
+    failpoint,
     messages::OnlineValue,
+    planted,
     protocol::source::{SourceName, Token},
     queue::Keys,
 };
@@ -21,6 +23,33 @@ const TRIPS: usize = 2;
 /// The script. `KEYS` is not used: the keys' names depend on the data, and Redis Cluster is out of
 /// scope.
 const SCRIPT: &str = include_str!("write_online.lua");
+
+/// The script, as it is unless a defect is planted.
+fn script() -> Script {
+    if planted!("no_token_check") {
+        return Script::new(&unfenced());
+    }
+    if planted!("online_unruled") {
+        return Script::new(&unruled());
+    }
+    Script::new(SCRIPT)
+}
+
+/// The script that asks nobody for a token.
+fn unfenced() -> String {
+    let check = "if call('HGET', ns .. ':tokens', ARGV[3]) ~= ARGV[4] then";
+    failpoint::altered(SCRIPT, &[(check, "if false then")])
+}
+
+/// The script that compares no versions.
+fn unruled() -> String {
+    let rules = [
+        ("if not stored or stored < version then", "do"),
+        ("if not stored or sub(stored, -72) < sub(field, -72) then", "do"),
+        ("if not stored[i] or sub(stored[i], -72) < sub(field, -72) then", "do"),
+    ];
+    failpoint::altered(SCRIPT, &rules)
+}
 
 /// A value with the number of the token that wrote it.
 type Numbered<'a> = (&'a OnlineValue, u32);
@@ -76,7 +105,7 @@ async fn invoke(
     owner: &Owner<'_>,
     values: &[Numbered<'_>],
 ) -> redis::RedisResult<OnlineOutcome> {
-    let script = Script::new(SCRIPT);
+    let script = script();
     let a_trip = FIELDS_A_CALL * CALLS_A_TRIP;
     // Even without values the token is checked and the promise recorded.
     let trips = values.len().div_ceil(a_trip).max(1);
@@ -202,6 +231,13 @@ mod tests {
         ];
         let values = numbered(&values);
         assert_eq!([0, 2, 3, 5].map(|from| group_len(&values[from..])), [2, 1, 2, 0]);
+    }
+
+    #[test]
+    fn the_defects_of_the_script_are_none_of_the_script_itself() {
+        assert!(![unfenced(), unruled()].contains(&SCRIPT.to_owned()));
+        let compares = |script: &str| script.contains("< version") || script.contains("< sub(");
+        assert!(compares(SCRIPT) && compares(&unfenced()) && !compares(&unruled()));
     }
 
     #[test]

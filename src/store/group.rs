@@ -86,17 +86,11 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    pub(super) fn write(
-        self,
-        connection: &Connection,
-        before: &Watermarks,
-        after: &Watermarks,
-    ) -> Result<(), StoreError> {
-        put(connection, self.rows)?;
-        append(connection, "dead_letters", self.dead)?;
-        let committed_at = chrono::DateTime::from_timestamp_micros(self.stamp_us)
-            .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
-            .ok_or_else(|| StoreError::Unbalanced("the clock is out of range".into()))?;
+    /// Writes rows, dead letters and ledger lines.
+    pub(super) fn write(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        put(connection, std::mem::take(&mut self.rows))?;
+        append(connection, "dead_letters", std::mem::take(&mut self.dead))?;
+        let committed_at = self.committed_at()?;
         let mut ledger = connection.appender("ingest_ledger").map_err(StoreError::of_statement)?;
         for Line { batch_seq, source_no, part, write } in &self.lines {
             let header = &write.header;
@@ -119,9 +113,23 @@ impl<'a> Group<'a> {
                 ])
                 .map_err(StoreError::of_statement)?;
         }
-        ledger.flush().map_err(StoreError::of_statement)?;
-        drop(ledger);
-        move_watermarks(connection, &self.lines, before, after, &committed_at)
+        ledger.flush().map_err(StoreError::of_statement)
+    }
+
+    /// Moves the watermarks, in the same transaction.
+    pub(super) fn move_watermarks(
+        &self,
+        connection: &Connection,
+        before: &Watermarks,
+        after: &Watermarks,
+    ) -> Result<(), StoreError> {
+        move_watermarks(connection, &self.lines, before, after, &self.committed_at()?)
+    }
+
+    fn committed_at(&self) -> Result<String, StoreError> {
+        chrono::DateTime::from_timestamp_micros(self.stamp_us)
+            .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+            .ok_or_else(|| StoreError::Unbalanced("the clock is out of range".into()))
     }
 }
 

@@ -1,11 +1,15 @@
 //! The sources as the store knows them: opening, adopting and halting one.
 
 use super::StoreError;
-use crate::protocol::{
-    apply::{SourceState, Watermarks},
-    new_partition::{self, Sibling, Verdict},
-    source::{
-        AdoptAt, OpenReply, OpenRequest, Position, SourceAttributes, SourceName, Token, halt_reason,
+use crate::{
+    planted,
+    protocol::{
+        apply::{SourceState, Watermarks},
+        new_partition::{self, Sibling, Verdict},
+        source::{
+            AdoptAt, OpenReply, OpenRequest, Position, SourceAttributes, SourceName, Token,
+            halt_reason,
+        },
     },
 };
 use duckdb::{Connection, params};
@@ -108,10 +112,14 @@ impl Sources {
             return Err(OpenReply::Halted { reason });
         }
         let OpenRequest { attributes, .. } = open.clone();
+        // To read from the broker's offset alone would do nothing: batches that do not begin at
+        // `next_pos` are refused. The defect is that of a store that believes the broker: the open's
+        // `start` is the broker's offset then, and the watermark is set to it.
+        let believes = planted!("start_at_committed") && name.kafka_partition().is_some();
         Ok(Opening {
             token: Token::after(number),
             source_no: Some(state.source_no),
-            next_pos: state.next_pos,
+            next_pos: if believes { open.start } else { state.next_pos },
             info: SourceInfo {
                 attributes: SourceAttributes {
                     cluster_id: attributes.cluster_id.or(known.cluster_id),
@@ -214,6 +222,14 @@ pub fn record_open(
                 params![id, number, owner, cluster_id, topic_id, source_no],
             )
             .map_err(StoreError::of_statement)?;
+        if planted!("start_at_committed") {
+            connection
+                .execute(
+                    "UPDATE sources SET next_pos = ? WHERE source_no = ?",
+                    params![next_pos, source_no],
+                )
+                .map_err(StoreError::of_statement)?;
+        }
         return exactly_one(changed, source).map(|()| source_no);
     }
     connection

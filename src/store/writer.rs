@@ -14,10 +14,12 @@ use super::{
     sources::{self, SourceInfo, Sources},
 };
 use crate::{
+    failpoint,
     messages::{
         NoteScript, PartHeader, PartVerdict, RegisterReplay, RegisterUpload, ScriptNoted,
         UploadRegistered, WriteRequest,
     },
+    planted,
     protocol::{
         apply::{Decision, Watermarks},
         source::{AdoptAt, OpenReply, OpenRequest, Position, SourceName},
@@ -274,11 +276,18 @@ impl Writer {
         let moved = group.lines.first().map(|line| line.part.source.clone());
         self.in_transaction(|connection| {
             crate::crash_point!("g_begun");
-            group.write(connection, marks, &trial)?;
+            group.write(connection)?;
+            if !planted!("watermark_apart") {
+                group.move_watermarks(connection, marks, &trial)?;
+            }
             crate::crash_point!("g_in_transaction");
             Ok(())
         })?;
         crate::crash_point!("g_committed");
+        if planted!("watermark_apart") {
+            std::thread::sleep(failpoint::WINDOW);
+            self.in_transaction(|connection| group.move_watermarks(connection, marks, &trial))?;
+        }
         if let Some(source) = moved {
             self.check_moved(&source, &trial)?;
         }
@@ -439,14 +448,24 @@ impl Writer {
         self.last_stamp_us
     }
 
+    /// The COMMIT that the planted defect `answer_before_commit` owes, if it owes one.
+    pub fn commit_late(&self) {
+        // Without a transaction there is nothing to commit; and whoever asked was answered already.
+        let _ = self.database.connection().execute_batch("COMMIT");
+    }
+
     /// Runs `work` between BEGIN and COMMIT. Any error of `work` rolls back.
     fn in_transaction<T>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let connection = self.database.connection();
+        if planted!("answer_before_commit") {
+            self.commit_late();
+        }
         connection.execute_batch("BEGIN TRANSACTION").map_err(StoreError::of_statement)?;
         match work(connection) {
+            Ok(value) if planted!("answer_before_commit") => Ok(value),
             Ok(value) => {
                 fail::fail_point!("commit_fails", |_| {
                     // Nothing happened, and nobody can know.

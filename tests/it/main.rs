@@ -25,6 +25,7 @@ mod live_swap;
 mod mock_cluster;
 mod online_rule;
 mod plain_writes;
+mod planted;
 mod python_workers;
 mod real_input;
 mod recovery;

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     actors::RedisQueueServer,
+    failpoint,
     messages::QueueEntry,
     store::{
         StoreError,
@@ -75,7 +76,12 @@ impl WriterThread {
         let connection = writer.database().connection();
         let (checks, last_batch_seq) = check(connection, audited_to(connection)?)?;
         if let Some(broken) = checks.iter().find(|c| !c.ok) {
-            return Err(StoreError::Unbalanced(format!("{}: {}", broken.id, broken.detail)));
+            let broken = StoreError::Unbalanced(format!("{}: {}", broken.id, broken.detail));
+            // What a planted defect did is for the judge to find.
+            if !failpoint::any_planted() {
+                return Err(broken);
+            }
+            tracing::error!(%broken, "going on all the same: a defect is planted");
         }
         writer.note_audit(last_batch_seq)?;
         let database_id = writer.database_id()?;

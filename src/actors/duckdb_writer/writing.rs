@@ -15,10 +15,12 @@ use super::{
     waiting::{Decided, Waiting},
 };
 use crate::{
+    failpoint,
     messages::{
         Applied, AppliedEntry, DurablePart, DurableRows, EntryDuty, OnlineDuty, QueueEntry,
         QueueReply, QueueRequest, Repair, WriteRequest,
     },
+    planted,
     protocol::{apply::Decision, quarantine::Handling},
     store::{StoreError, attempts::AttemptNote, newest, writer::Writer},
     supervision::Undelivered,
@@ -101,6 +103,10 @@ impl Writing {
                     }
                     Job::Entry(entry) => self.entry(*entry),
                 };
+                if planted!("answer_before_commit") {
+                    std::thread::sleep(failpoint::WINDOW);
+                    self.writer.commit_late();
+                }
                 match step {
                     Ok(next) => after = next,
                     Err(error) => {

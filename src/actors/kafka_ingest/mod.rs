@@ -30,13 +30,17 @@ use crate::{
     config::{Config, StartAt},
     kafka,
     messages::{Acknowledged, CloseSource, OpenSource, SourceOpened},
+    planted,
     protocol::source::{OpenReply, OpenRequest, Position, SourceAttributes, SourceName},
     supervision::{Link, Undelivered},
     telemetry::{self, StageMeter},
 };
 use actix::{Actor, AsyncContext, Context, Handler, WrapFuture};
 use context::IngestContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{
+    TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -127,10 +131,13 @@ impl Asker {
                 ),
             },
         };
-        let start = match self.config.kafka.start {
+        let mut start = match self.config.kafka.start {
             StartAt::Earliest => low,
             StartAt::Latest => high,
         };
+        if planted!("start_at_committed") {
+            start = committed(&consumer, topic, partition)?.unwrap_or(start);
+        }
         let ends = self.ends(&consumer, &source)?;
         let partitions = self.partitions(&consumer, topic)?;
         Ok(OpenRequest {
@@ -212,6 +219,18 @@ impl Asker {
         self.cluster_id.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
         asked
     }
+}
+
+/// The offset that the group has committed, for the planted defect `start_at_committed`.
+fn committed(
+    consumer: &BaseConsumer<IngestContext>,
+    topic: &str,
+    partition: i32,
+) -> anyhow::Result<Option<Position>> {
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(topic, partition);
+    let found = consumer.committed_offsets(list, kafka::BROKER_TIMEOUT)?;
+    Ok(found.elements().first().and_then(|element| element.offset().to_raw()).filter(|at| *at >= 0))
 }
 
 /// Opens sources as the poll thread wants them, until the actor ends.

@@ -4,16 +4,17 @@
 
 use super::{
     durable::DurablePositions,
-    sender::{Answered, METER, Queued, RedisQueue, ToQueue},
+    sender::{METER, RedisQueue, SharedFields},
 };
 use crate::{
     messages::{FeatureBatch, FeaturePart},
     online::{self, OnlineOutcome, Promise},
+    planted,
     protocol::source::Urgency,
     queue::{self, Keys, RETRY, RedisLink, decode_reply},
     telemetry::{self, catalogue as m},
 };
-use actix::Addr;
+use actix::{Addr, Message};
 use redis::{Value, aio::ConnectionManager};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
@@ -24,6 +25,30 @@ const LISTEN: Duration = Duration::from_secs(5);
 const ENTRIES_A_TRIP: usize = 16;
 /// How soon a part is tried again that must not be online before what another script version made.
 const SETTLING: Duration = Duration::from_millis(5);
+
+/// Entries that the planted defect `queue_trimmed` leaves on the queue.
+const TRIMMED_TO: usize = 2;
+
+/// An entry on its way to the queue.
+pub(super) struct ToQueue {
+    pub(super) round: u64,
+    pub(super) fields: SharedFields,
+    /// Its entry was lost, and perhaps what it had put online.
+    pub(super) again: bool,
+}
+
+/// An entry is on the queue.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Queued {
+    pub(super) round: u64,
+    pub(super) id: String,
+}
+
+/// An answer came.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Answered(pub(super) queue::Answer);
 
 /// Writes a batch's critical features online. Gives the batch back without the parts whose token
 /// is not the current one: either the source has another owner, or Redis lost the token, and only
@@ -138,8 +163,11 @@ pub(super) async fn put_on_queue(
         let _work = METER.begin();
         let mut pipeline = redis::pipe();
         for entry in &trip {
-            let add = pipeline.cmd("XADD").arg(&key).arg("*");
-            add.arg("to").arg(&reply_to).arg("round").arg(entry.round);
+            let add = pipeline.cmd("XADD").arg(&key);
+            if planted!("queue_trimmed") {
+                add.arg("MAXLEN").arg(TRIMMED_TO);
+            }
+            add.arg("*").arg("to").arg(&reply_to).arg("round").arg(entry.round);
             if entry.again {
                 add.arg("again").arg("1");
             }

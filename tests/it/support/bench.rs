@@ -19,6 +19,8 @@ pub struct Bench {
     pub dir: tempfile::TempDir,
     /// What the nodes are started with.
     pub config: Config,
+    /// Defects that are planted in its nodes, with commas between.
+    pub planted: &'static str,
     topics: OnceLock<Topics>,
     _slot: Slot,
 }
@@ -43,7 +45,7 @@ impl Bench {
         for stream in &mut config.streams {
             stream.topic = format!("{}-{tag}", stream.topic);
         }
-        Self { dir, config, topics: OnceLock::new(), _slot: Slot::shared() }
+        Self { dir, config, planted: "", topics: OnceLock::new(), _slot: Slot::shared() }
     }
 
     /// A Redis of the test's own that all nodes of the bench use and outlive.
@@ -75,7 +77,8 @@ impl Bench {
         config.node = other.config.node.clone();
         config.kafka.group.clone_from(&other.config.kafka.group);
         config.redis.url.clear();
-        Self { dir: other.dir, config, topics: OnceLock::new(), _slot: Slot::shared() }
+        let (dir, planted) = (other.dir, self.planted);
+        Self { dir, config, planted, topics: OnceLock::new(), _slot: Slot::shared() }
     }
 
     /// The topic of a stream.

@@ -2,6 +2,7 @@
 
 use super::{Bench, Frozen, signal, wait_for};
 use arrow::{array::AsArray, datatypes::Int64Type, ipc::reader::StreamReader};
+use millstream::failpoint;
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -254,6 +255,7 @@ fn spawn(bench: &Bench, roles: &str, failpoints: &str, words: &[&str]) -> (Child
         .arg(bench.config_file())
         .args(words)
         .env("FAILPOINTS", failpoints)
+        .env(failpoint::PLANTED, bench.planted)
         .envs(std::env::var_os("NODE_LOG").map(|filter| ("RUST_LOG", filter)))
         .stdout(file.try_clone().unwrap())
         .stderr(file)
