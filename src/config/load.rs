@@ -1,6 +1,7 @@
 //! Reading the configuration: file, then environment, then checks.
 
 use super::Config;
+use crate::text::nearest;
 use serde::Deserialize;
 use std::{
     fmt::Write as _,
@@ -124,8 +125,7 @@ fn did_you_mean(message: &str) -> String {
     let mut out = message.to_owned();
     if message.starts_with("unknown field")
         && let Some((wrong, known)) = names.split_first()
-        && let Some(best) = known.iter().min_by_key(|k| strsim::damerau_levenshtein(wrong, k))
-        && strsim::damerau_levenshtein(wrong, best) <= 3
+        && let Some(best) = nearest(wrong, known.iter().copied())
     {
         // Writing to a String cannot fail.
         let _ = write!(out, " — did you mean `{best}`?");
