@@ -157,17 +157,23 @@ fn civil_from_days(days: i64) -> (i64, u64, u64) {
     (year, month.unsigned_abs(), day.unsigned_abs())
 }
 
-/// The name that somebody may have meant who wrote `wrong`: the nearest, unless all are too far away.
-#[must_use]
-pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let far = |name: &str| strsim::damerau_levenshtein(wrong, name);
-    names.into_iter().min_by_key(|name| far(name)).filter(|name| far(name) <= 3)
-}
-
 /// A text as an SQL literal.
 #[must_use]
 pub fn sql_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The name that was probably meant by a wrong one: at most three letters are otherwise.
+#[must_use]
+pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const MOST: usize = 3;
+    let length = wrong.chars().count();
+    // Names whose lengths differ by more are further apart; what is very long is not compared.
+    let like = known.into_iter().filter(|name| name.chars().count().abs_diff(length) <= MOST);
+    like.map(|name| (strsim::damerau_levenshtein(wrong, name), name))
+        .filter(|(distance, _)| *distance <= MOST)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -241,6 +247,17 @@ mod tests {
         fn any_instant_is_written(value: i64, decimals in prop::sample::select(vec![0u8, 3, 6, 9])) {
             text(|b| push_instant(b, value, decimals));
         }
+    }
+
+    #[test]
+    fn the_nearest_name_is_one_that_was_probably_meant() {
+        let known = ["redis_queue", "redis_queue_server", "replayer"];
+        let nearest = |wrong: &str| nearest(wrong, known);
+        assert_eq!(nearest("redis_qeue"), Some("redis_queue"));
+        assert_eq!(nearest("redis-queue-server"), Some("redis_queue_server"));
+        assert_eq!(nearest("replay"), Some("replayer"));
+        assert_eq!(nearest("duckdb"), None);
+        assert_eq!(nearest(&"r".repeat(1 << 20)), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // The live page: asks the node once a second and draws the answer. Plain ES modules, no build
 // step, nothing from elsewhere. prometheus.js reads /metrics, model.js derives, verdict.js says the
-// sentence, view.js draws; only dom.js and view.js touch the document.
+// sentence, view.js draws; chaos.js has the Kill buttons; only these two and dom.js
+// touch the document.
 
 import { Model } from "./model.js";
 import { lost, verdict } from "./verdict.js";

@@ -1,5 +1,6 @@
 // Draws what model.js says. Every text from the server goes in as text, never as HTML.
 
+import { drawKilled, killButton } from "./chaos.js";
 import { breakable, byId, fill, keyed, make, row, setAttribute, setText } from "./dom.js";
 import { NONE, counted, latency, percent, quantileText, rate, span, whole } from "./format.js";
 import { TREND_S } from "./model.js";
@@ -26,7 +27,8 @@ export function draw(view) {
   drawTrend(view.trend);
   drawTroubles(view);
   drawStages(view.stages, view.python.cap);
-  drawActors(view.actors);
+  drawActors(view.actors, view.status.chaos_allowed);
+  drawKilled(view.status.actors);
   drawPython(view.python);
   drawScripts(view.scripts);
   drawDeadLetters(view.deadLetters);
@@ -143,10 +145,12 @@ function fillName(cell, name) {
   if (cell.textContent !== name) cell.replaceChildren(...breakable(name));
 }
 
-function drawActors(actors) {
-  const build = () => {
-    const tr = row("name", "state", "number", "cause");
+function drawActors(actors, mayKill) {
+  byId("kill-head").hidden = !mayKill;
+  const build = ([name]) => {
+    const tr = row("name", "state", "number", "cause", "act");
     tr.cells[1].append(make("span", "mark"));
+    tr.cells[4].append(killButton(name));
     return tr;
   };
   keyed(byId("actors"), actors, ([name]) => name, build, (tr, [name, actor]) => {
@@ -159,6 +163,7 @@ function drawActors(actors) {
     setAttribute(tr.cells[2], "data-zero", restarts === 0 ? "" : null);
     setText(tr.cells[3], actor.last_cause ?? NONE);
     setAttribute(tr.cells[3], "data-zero", actor.last_cause ? null : "");
+    tr.cells[4].hidden = !mayKill;
   });
 }
 

@@ -2,10 +2,24 @@
 
 from boards import parts
 from boards.overview import DURABLE
-from boards.parts import ORANGE, RED, YELLOW, Graph, Row, Stat, States, Table, happened, quantile
+from boards.parts import (
+    ORANGE,
+    RED,
+    WIDTH,
+    YELLOW,
+    Graph,
+    Row,
+    Stat,
+    States,
+    Table,
+    happened,
+    quantile,
+    quantiles,
+)
 
 RESTARTS = "millstream_actor_restarts_total"
 RECOVERY = "millstream_actor_recovery_seconds"
+FAULTS = "millstream_chaos_kills_total"
 
 
 def board() -> dict:
@@ -35,8 +49,9 @@ def board() -> dict:
             ),
             Stat(
                 "Recovery, p99",
-                "From an actor's end to its next instance. The first restart is immediate, later "
-                "ones back off from 20 ms; seconds mean that one fails again and again.",
+                "From the end of an instance to the moment that the next one is linked. The first "
+                "restart is immediate, later ones back off from 20 ms; seconds mean that one fails "
+                "again and again.",
                 "s",
                 [(quantile(0.99, RECOVERY), "p99")],
                 steps=[(0.1, YELLOW), (1, RED)],
@@ -45,11 +60,11 @@ def board() -> dict:
             ),
             Table(
                 "Restarts since the nodes started",
-                "killed: on purpose, as by a chaos run. panicked: a defect; the log has the "
-                "message. finished: the actor ended by itself, also a defect. The number is "
-                "exact, also for one single restart.",
+                "killed: on purpose, as by a chaos run. panicked, failed: on purpose where Faults on "
+                "request shows as many, else a defect; the log has the message. finished: the actor "
+                "ended by itself, also a defect. The number is exact, also for one single restart.",
                 "short",
-                [(f"sum by (actor, cause) ({RESTARTS}{{NODE}})", "")],
+                [(f"sum by (actor, cause) ({RESTARTS}{{NODE}}) > 0", "")],
                 names={"Value": "restarts"},
                 height=6,
             ),
@@ -95,11 +110,24 @@ def board() -> dict:
                 stacked=True,
             ),
             Graph(
-                "Recovery by actor, p99",
+                "Faults on request",
+                "What somebody asked for with `millstream kill`, the page or a chaos run; a node does it "
+                "only where chaos.allow is true. Restarts of the same actor at the same moment are "
+                "these; restarts without one are the actor's own. Nobody knows of it: the node's log "
+                "has the address that asked.",
+                "short",
+                [(happened(FAULTS, "actor, kind"), "{{actor}} {{kind}}")],
+                bars=True,
+                stacked=True,
+            ),
+            Graph(
+                "Recovery by actor",
                 "How long each actor was away. It covers the back-off and the building of the next "
-                "instance, not the reading again of what the last one had in hand.",
+                "instance until messages reach it, not the reading again of what the last one had in "
+                "hand. A p99 far above the p50 is one that backs off.",
                 "s",
-                [(quantile(0.99, RECOVERY, "actor"), "{{actor}}")],
+                quantiles(RECOVERY, "actor"),
+                width=WIDTH,
             ),
             Row("Did data notice?"),
             Graph(

@@ -263,6 +263,12 @@ def annotations() -> list[dict]:
             happened(restarts, "instance, actor, cause", 'cause="killed"'),
             "{{actor}} killed", "on purpose, on {{instance}}", "actor,instance",
         ),
+        # Kills of actors are above already.
+        _event(
+            "Other faults on request", PURPLE,
+            happened("millstream_chaos_kills_total", "instance, actor, kind", 'kind!="kill"'),
+            "{{actor}} {{kind}}", "on purpose, on {{instance}}", "actor,kind,instance",
+        ),
         _event(
             "Rebalances", YELLOW,
             happened("millstream_kafka_rebalances_total", "instance"),

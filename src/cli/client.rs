@@ -27,6 +27,8 @@ pub struct Answer {
     pub ok: bool,
     /// Whether it was the question that was wrong.
     pub refused: bool,
+    /// Whether the node's configuration does not allow it.
+    pub forbidden: bool,
     /// The whole body.
     pub body: Vec<u8>,
 }
@@ -48,10 +50,19 @@ impl Answer {
     /// # Errors
     /// [`Failure::Usage`] when it was the question that was wrong, else [`Failure::Runtime`].
     pub fn done(self) -> Result<Self, Failure> {
-        match (self.ok, self.refused) {
+        match (self.ok, self.refused && !self.forbidden) {
             (true, _) => Ok(self),
             (false, true) => Err(Failure::Usage(self.error())),
             (false, false) => Err(Failure::Runtime(anyhow::anyhow!(self.error()))),
+        }
+    }
+
+    fn of(status: reqwest::StatusCode, body: Vec<u8>) -> Self {
+        Self {
+            ok: status.is_success(),
+            refused: status.is_client_error(),
+            forbidden: status == reqwest::StatusCode::FORBIDDEN,
+            body,
         }
     }
 }
@@ -118,7 +129,7 @@ impl ClientArgs {
             return Ok(response);
         }
         let body = response.bytes().await.map_err(|error| self.unreachable(&error))?.to_vec();
-        Err(match (Answer { ok: false, refused: status.is_client_error(), body }).done() {
+        Err(match Answer::of(status, body).done() {
             Err(failure) => failure,
             Ok(_) => Failure::Runtime(anyhow::anyhow!("{status}")),
         })
@@ -143,7 +154,7 @@ impl ClientArgs {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         let body = response.bytes().await.map_err(|error| self.unreachable(&error))?.to_vec();
-        Ok(Answer { ok: status.is_success(), refused: status.is_client_error(), body })
+        Ok(Answer::of(status, body))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {

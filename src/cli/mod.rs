@@ -11,6 +11,7 @@ mod failure;
 mod features;
 mod file_sink;
 mod generate;
+mod kill;
 mod query;
 mod run;
 mod sources;
@@ -81,6 +82,8 @@ enum Command {
     Dlq(dlq::DlqArgs),
     /// Scripts: what the streams run, trying, deploying and rolling back versions, running their tests.
     Transforms(transforms::TransformsArgs),
+    /// End an actor of a running node, and see it come back.
+    Kill(kill::KillArgs),
     /// The configuration: what is in force, or what can be said.
     Config(run::ConfigArgs),
     /// A Python worker, as the node starts it.
@@ -185,6 +188,7 @@ pub fn main() -> ExitCode {
             Command::Sources(args) => sources::sources(args).await,
             Command::Dlq(args) => dlq::dlq(args).await,
             Command::Transforms(args) => transforms::transforms(args).await,
+            Command::Kill(args) => kill::kill(args).await,
             Command::Config(args) => run::config(&args),
             Command::PythonWorker { .. } | Command::CheckFile => Ok(()),
         }

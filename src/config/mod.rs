@@ -38,6 +38,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// Made-up events.
     pub generator: GeneratorConfig,
+    /// Faults on request.
+    pub chaos: ChaosConfig,
     /// What flows: each stream binds a source to a script.
     pub streams: Vec<StreamConfig>,
 }
@@ -54,6 +56,7 @@ impl Default for Config {
             uploads: UploadsConfig::default(),
             telemetry: TelemetryConfig::default(),
             generator: GeneratorConfig::default(),
+            chaos: ChaosConfig::default(),
             streams: StreamConfig::shipped(),
         }
     }
@@ -331,6 +334,15 @@ impl Default for GeneratorConfig {
             mix: Mix::default(),
         }
     }
+}
+
+/// `[chaos]`: faults on request, to see that the node mends them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChaosConfig {
+    /// Whether this node ends its own actors and Python workers when it is asked to, by `millstream
+    /// kill`, the page, HTTP or gRPC.
+    pub allow: bool,
 }
 
 impl Config {

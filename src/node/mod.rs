@@ -305,6 +305,7 @@ impl NodeView {
             "produced": self.generator.as_ref().map(|g| g.tally().acknowledged()),
             "totals": totals,
             "actors": self.registry.status(),
+            "chaos_allowed": self.config.chaos.allow,
             "partitions": self.ingest.as_ref().map(|i| i.status()),
             "python": { "cap": self.config.python.max_workers, "workers": workers, "broken": broken, "scripts": scripts },
         })

@@ -175,6 +175,57 @@ fn wait(mut child: Child, group: &Group) -> Exit {
     group.reap(&mut child)
 }
 
+/// What is sent to a worker from outside, as a fault or to end one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerSignal {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP: it freezes.
+    Stop,
+    /// SIGCONT: it goes on.
+    Continue,
+}
+
+/// Reaches a worker's process while it lives, and never another that gets its number afterwards.
+/// Holding it keeps nothing alive.
+#[derive(Debug, Clone)]
+pub struct ProcessHandle(Arc<Group>);
+
+impl ProcessHandle {
+    /// The process's id, which may be another's once this one has ended.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// Whether it is not reaped yet.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !*self.0.reaped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a signal to the process; `false` when it has ended.
+    #[must_use]
+    pub fn signal(&self, signal: WorkerSignal) -> bool {
+        let signal = match signal {
+            WorkerSignal::Kill => libc::SIGKILL,
+            WorkerSignal::Stop => libc::SIGSTOP,
+            WorkerSignal::Continue => libc::SIGCONT,
+        };
+        let reaped = self.0.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the process is not reaped while this lock is held, so the number is its own. A pid
+        // fits pid_t.
+        !*reaped && unsafe { libc::kill(self.0.pid as libc::pid_t, signal) } == 0
+    }
+}
+
+/// As the process's id.
+impl serde::Serialize for ProcessHandle {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.pid())
+    }
+}
+
 /// A worker's process group. Its number is used only while the leader is not reaped.
 #[derive(Debug)]
 struct Group {
@@ -220,6 +271,10 @@ impl Life {
     /// Kills the process group; does not wait.
     pub fn kill(&self) {
         self.group.kill();
+    }
+
+    pub fn handle(&self) -> ProcessHandle {
+        ProcessHandle(Arc::clone(&self.group))
     }
 
     pub fn watch(&self) -> ExitWatch {

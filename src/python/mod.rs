@@ -45,7 +45,7 @@ mod worker;
 
 pub use error::{Exit, WorkerError};
 pub use helpers::HelperModule;
-pub use launch::{ExitWatch, WorkerSpec};
+pub use launch::{ExitWatch, ProcessHandle, WorkerSignal, WorkerSpec};
 pub use process::{Heartbeat, Loaded, TransformOutput, WorkerProcess};
 pub use script::{Script, Style};
 pub use wire::Rejected;

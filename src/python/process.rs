@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::error::{Exit, WorkerError};
-use super::launch::{ExitWatch, Launched, Life, WorkerSpec, launch};
+use super::launch::{ExitWatch, Launched, Life, ProcessHandle, WorkerSpec, launch};
 use super::logs::{Logs, Stream};
 use super::schema;
 use super::script::{Script, Style};
@@ -147,6 +147,11 @@ impl WorkerProcess {
     /// The process's id, which is also that of its group.
     pub fn pid(&self) -> u32 {
         self.life.pid()
+    }
+
+    /// A handle by which the process can be reached from outside.
+    pub fn handle(&self) -> ProcessHandle {
+        self.life.handle()
     }
 
     /// False once a call was given up, or ended with [`WorkerError::Protocol`] or

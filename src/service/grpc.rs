@@ -4,12 +4,14 @@ use crate::{
     actors::file_upload::UploadEndpoint,
     node::NodeView,
     proto::{
-        self, ArrowChunk, HistoricalFeaturesReply, HistoricalFeaturesRequest, OnlineFeaturesReply,
-        OnlineFeaturesRequest, QueryRequest, StatusReply, StatusRequest,
+        self, ArrowChunk, HistoricalFeaturesReply, HistoricalFeaturesRequest, KillActorReply,
+        KillActorRequest, KillHow, OnlineFeaturesReply, OnlineFeaturesRequest, QueryRequest,
+        StatusReply, StatusRequest,
         admin_service_server::{AdminService, AdminServiceServer},
         feature_service_server::{FeatureService, FeatureServiceServer},
         upload_service_server::UploadServiceServer,
     },
+    supervision::End,
 };
 use futures::stream::BoxStream;
 use tokio::net::TcpListener;
@@ -53,6 +55,25 @@ struct Admin(NodeView);
 impl AdminService for Admin {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         Ok(Response::new(StatusReply { json: self.0.status().to_string() }))
+    }
+
+    async fn kill_actor(
+        &self,
+        request: Request<KillActorRequest>,
+    ) -> Result<Response<KillActorReply>, Status> {
+        let from = request.remote_addr();
+        let KillActorRequest { actor, how } = request.into_inner();
+        let how = match KillHow::try_from(how) {
+            Ok(KillHow::Unspecified | KillHow::Kill) => End::Kill,
+            Ok(KillHow::Panic) => End::Panic,
+            Ok(KillHow::Error) => End::Fail,
+            Err(_) => {
+                let why = format!("{how} is no way to end an actor; there are kill, panic, error");
+                return Err(Status::invalid_argument(why));
+            }
+        };
+        let generation = super::chaos::end_actor(&self.0, &actor, how, from).await?;
+        Ok(Response::new(KillActorReply { generation }))
     }
 }
 

@@ -15,7 +15,7 @@ use axum::{
     serve::ListenerExt as _,
 };
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpListener;
 
 /// The content type of an Arrow IPC stream.
@@ -62,6 +62,7 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
         )
         .route("/api/verify", post(verify))
         .route("/api/sources/adopt", post(adopt))
+        .merge(super::chaos::routes())
         .merge(super::query::routes())
         .merge(super::dlq::routes())
         .merge(super::transforms::routes())
@@ -78,7 +79,9 @@ pub fn serve(view: NodeView, listener: TcpListener) -> tokio::task::JoinHandle<(
                 tracing::debug!(%error, "a connection stays slow");
             }
         });
-        if let Err(error) = axum::serve(listener, router).await {
+        // A fault is logged with who asked for it.
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        if let Err(error) = axum::serve(listener, service).await {
             tracing::error!(%error, "the HTTP server ended");
         }
     })

@@ -1,5 +1,6 @@
 //! What a node answers over HTTP (axum) and gRPC (tonic).
 
+mod chaos;
 mod dlq;
 mod export;
 mod features;
@@ -11,6 +12,7 @@ mod query;
 mod transforms;
 mod uploads;
 
+pub use chaos::ChaosBody;
 pub use grpc::serve as grpc;
 pub use http::{AdoptBody, serve as http};
 pub use query::QueryBody;

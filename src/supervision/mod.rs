@@ -3,21 +3,24 @@
 //! actix' own `Supervisor` neither rebuilds an actor nor survives its panic, so here
 //!
 //! * a factory builds each new instance; threads and children live in slots that it adopts;
-//! * the task's join handle tells how an instance ended: finished, panicked or killed;
+//! * the task's join handle tells how an instance ended: finished, failed, panicked or killed;
 //! * restarts back off and are limited; beyond the limit the node stops with an error. Killing on
 //!   request does not count, and the first restart is immediate;
 //! * peers hold a [`Link`], which always leads to the living instance;
 //! * every actor has an arbiter (a thread) of its own, so that a busy one starves nobody.
 
 mod link;
+mod recovery;
 mod restart;
 
 pub use link::{Link, Undelivered};
-pub use restart::{Cause, RestartPolicy};
+pub use recovery::Recovery;
+pub use restart::{Cause, End, RestartPolicy};
 
 use crate::telemetry;
 use actix::{Actor, AsyncContext, Context};
 use actix_rt::Arbiter;
+use recovery::Recoveries;
 use restart::Restarts;
 use std::{
     collections::BTreeMap,
@@ -27,7 +30,10 @@ use std::{
     },
     time::Instant,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 #[cfg(panic = "abort")]
 compile_error!(
@@ -82,6 +88,8 @@ pub struct ActorStatus {
     pub generation: u64,
     /// How the last instance ended.
     pub last_cause: Option<String>,
+    /// How long it was away each time.
+    pub recovery: Recovery,
 }
 
 #[derive(Debug)]
@@ -89,13 +97,43 @@ struct Watched {
     up: AtomicBool,
     generation: AtomicU64,
     last_cause: Mutex<Option<Cause>>,
+    recoveries: Mutex<Recoveries>,
     control: mpsc::UnboundedSender<Command>,
+}
+
+impl Watched {
+    /// The next instance is linked; `ended_at`: when the one before ended. Its number.
+    fn begins(&self, name: &'static str, ended_at: Option<Instant>) -> u64 {
+        if let Some(took) = ended_at.map(|at| at.elapsed()) {
+            telemetry::actor_recovered(name, took);
+            lock(&self.recoveries).add(took);
+        }
+        // Whoever sees it up sees its number, and that it came back.
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        self.up.store(true, Ordering::Release);
+        telemetry::actor_up(name, true);
+        generation
+    }
+
+    fn ends(&self, name: &'static str) {
+        self.up.store(false, Ordering::Release);
+        telemetry::actor_up(name, false);
+    }
+
+    fn status(&self) -> ActorStatus {
+        ActorStatus {
+            up: self.up.load(Ordering::Acquire),
+            generation: self.generation.load(Ordering::Relaxed),
+            last_cause: lock(&self.last_cause).as_ref().map(ToString::to_string),
+            recovery: lock(&self.recoveries).summary(),
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Command {
-    Kill,
-    Panic,
+    /// The number of the instance is told when it is gone.
+    End(End, oneshot::Sender<u64>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -130,8 +168,10 @@ impl Registry {
             up: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             last_cause: Mutex::new(None),
+            recoveries: Mutex::default(),
             control,
         });
+        telemetry::actor_supervised(name, Cause::LABELS, End::ALL.map(End::name));
         lock(&self.actors).insert(name, watched.clone());
         let fatal = self.fatal.clone();
         let arbiter = Arbiter::new();
@@ -145,11 +185,23 @@ impl Registry {
         });
     }
 
-    /// Kills an actor's instance, as a test or an operator asks; it is restarted at once. `false`
-    /// when there is no such actor.
+    /// Ends an actor's instance on request, which is counted. `None` when there is no such actor, else
+    /// the number of the instance comes once it is gone; nothing comes when the actor is not started
+    /// again before that, as in a node that stops.
+    #[must_use]
+    pub fn end(&self, name: &str, how: End) -> Option<oneshot::Receiver<u64>> {
+        let actors = lock(&self.actors);
+        let (name, watched) = actors.get_key_value(name)?;
+        let (tell, told) = oneshot::channel();
+        watched.control.send(Command::End(how, tell)).ok()?;
+        telemetry::chaos_kill(name, how.name());
+        Some(told)
+    }
+
+    /// Kills an actor's instance; it is restarted at once. `false` when there is no such actor.
     #[must_use]
     pub fn kill(&self, name: &str) -> bool {
-        lock(&self.actors).get(name).is_some_and(|w| w.control.send(Command::Kill).is_ok())
+        self.end(name, End::Kill).is_some()
     }
 
     /// Makes an actor's instance panic, as one of its handlers might. Unlike [`Registry::kill`] this
@@ -157,7 +209,14 @@ impl Registry {
     /// actor.
     #[must_use]
     pub fn panic(&self, name: &str) -> bool {
-        lock(&self.actors).get(name).is_some_and(|w| w.control.send(Command::Panic).is_ok())
+        self.end(name, End::Panic).is_some()
+    }
+
+    /// Makes an actor's instance end as if a handler had returned an error that it cannot mend.
+    /// Counts like a panic. `false` when there is no such actor.
+    #[must_use]
+    pub fn fail(&self, name: &str) -> bool {
+        self.end(name, End::Fail).is_some()
     }
 
     /// Stops an actor for good and waits until its instance is gone.
@@ -173,12 +232,7 @@ impl Registry {
     /// Every actor's state by name.
     #[must_use]
     pub fn status(&self) -> BTreeMap<&'static str, ActorStatus> {
-        let status = |w: &Arc<Watched>| ActorStatus {
-            up: w.up.load(Ordering::Relaxed),
-            generation: w.generation.load(Ordering::Relaxed),
-            last_cause: lock(&w.last_cause).as_ref().map(ToString::to_string),
-        };
-        lock(&self.actors).iter().map(|(name, w)| (*name, status(w))).collect()
+        lock(&self.actors).iter().map(|(name, watched)| (*name, watched.status())).collect()
     }
 }
 
@@ -187,13 +241,28 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// How an instance's task ends; an error is one that it could not mend.
+type Ended = Result<(), String>;
+
 /// An instance's whole life. The panic on request unwinds from the task in which the handlers run,
 /// as theirs would.
-async fn live(instance: impl Future<Output = ()>, doomed: oneshot::Receiver<()>) {
+async fn live(instance: impl Future<Output = ()>, doomed: oneshot::Receiver<End>) -> Ended {
     tokio::select! {
         biased;
-        Ok(()) = doomed => panic!("on request"),
-        () = instance => {}
+        Ok(how) = doomed => match how {
+            End::Panic => panic!("on request"),
+            End::Fail | End::Kill => Err("on request".to_owned()),
+        },
+        () = instance => Ok(()),
+    }
+}
+
+/// Does to an instance what was asked for.
+fn strike(command: Option<&Command>, task: &JoinHandle<Ended>, doom: oneshot::Sender<End>) {
+    match command {
+        // It may have ended by itself just now, which is as good.
+        Some(Command::End(how @ (End::Panic | End::Fail), _)) => drop(doom.send(*how)),
+        Some(Command::End(End::Kill, _) | Command::Stop(_)) | None => task.abort(),
     }
 }
 
@@ -210,46 +279,40 @@ async fn watch<A, F>(
     F: Fn() -> A,
 {
     let mut restarts = Restarts::new(policy);
+    let mut last_end = None;
     loop {
         let mut context = Context::new();
         context.set_mailbox_capacity(MAILBOX_CAPACITY);
         let address = context.address();
         let (doom, doomed) = oneshot::channel();
         let mut task = tokio::task::spawn_local(live(context.into_future(factory()), doomed));
-        watched.generation.fetch_add(1, Ordering::Relaxed);
-        watched.up.store(true, Ordering::Relaxed);
-        telemetry::actor_up(name, true);
         link.set(address);
+        let generation = watched.begins(name, last_end);
 
-        let mut stopping = None;
-        let cause = tokio::select! {
-            ended = &mut task => Cause::of(ended),
+        let (cause, command) = tokio::select! {
+            ended = &mut task => (Cause::of(ended), None),
             command = commands.recv() => {
                 // What it holds reports when it is dropped, and whoever hears that sends at once: not
                 // into a mailbox that nobody will read any more.
                 link.clear();
-                match command {
-                    // It may have ended by itself just now, which is as good.
-                    Some(Command::Panic) => drop(doom.send(())),
-                    Some(Command::Stop(done)) => {
-                        stopping = Some(done);
-                        task.abort();
-                    }
-                    Some(Command::Kill) | None => task.abort(),
-                }
+                strike(command.as_ref(), &task, doom);
                 // The instance is gone only when its task is: two never live side by side.
-                Cause::of((&mut task).await)
+                (Cause::of((&mut task).await), command)
             }
         };
-        link.clear();
-        watched.up.store(false, Ordering::Relaxed);
-        telemetry::actor_up(name, false);
-        if let Some(done) = stopping {
-            // Whoever asked may have stopped waiting.
-            let _ = done.send(());
-            return;
-        }
         let ended_at = Instant::now();
+        last_end = Some(ended_at);
+        link.clear();
+        watched.ends(name);
+        // In either case whoever asked may have stopped waiting.
+        match command {
+            Some(Command::Stop(done)) => {
+                let _ = done.send(());
+                return;
+            }
+            Some(Command::End(_, told)) => drop(told.send(generation)),
+            None => {}
+        }
         tracing::warn!(actor = name, %cause, "actor ended; starting a new instance");
         telemetry::actor_restarted(name, cause.label());
         *lock(&watched.last_cause) = Some(cause.clone());
@@ -261,7 +324,6 @@ async fn watch<A, F>(
                 return;
             }
         }
-        telemetry::actor_recovered(name, ended_at.elapsed());
     }
 }
 

@@ -13,14 +13,20 @@ pub enum Cause {
     Killed,
     /// It panicked, with this message.
     Panicked(String),
+    /// It met an error that it cannot mend, this one.
+    Failed(String),
     /// It stopped by itself, which no actor here does.
     Finished,
 }
 
 impl Cause {
-    pub(super) fn of(ended: Result<(), tokio::task::JoinError>) -> Self {
+    /// Every label, so that each can start at zero.
+    pub const LABELS: [&str; 4] = ["killed", "panicked", "failed", "finished"];
+
+    pub(super) fn of(ended: Result<Result<(), String>, tokio::task::JoinError>) -> Self {
         match ended {
-            Ok(()) => Self::Finished,
+            Ok(Ok(())) => Self::Finished,
+            Ok(Err(error)) => Self::Failed(error),
             Err(e) if e.is_cancelled() => Self::Killed,
             Err(e) => {
                 let payload = e.into_panic();
@@ -39,6 +45,7 @@ impl Cause {
         match self {
             Self::Killed => "killed",
             Self::Panicked(_) => "panicked",
+            Self::Failed(_) => "failed",
             Self::Finished => "finished",
         }
     }
@@ -47,8 +54,36 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Panicked(message) => write!(f, "panicked: {message}"),
+            Self::Panicked(message) | Self::Failed(message) => {
+                write!(f, "{}: {message}", self.label())
+            }
             other => f.write_str(other.label()),
+        }
+    }
+}
+
+/// How an instance is ended on request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is dropped, wherever it is just then. Does not count as a failure.
+    Kill,
+    /// It panics, as one of its handlers might.
+    Panic,
+    /// It ends as if a handler had returned an error that it cannot mend.
+    Fail,
+}
+
+impl End {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Kill, Self::Panic, Self::Fail];
+
+    /// Its name, which is also the label in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Panic => "panic",
+            Self::Fail => "error",
         }
     }
 }
@@ -91,6 +126,7 @@ impl Restarts {
     /// | cause | answer |
     /// |---|---|
     /// | killed on request | at once, not counted |
+    /// | panicked, failed or finished, requested or not | counted as a failure: |
     /// | first failure in the window | at once |
     /// | k-th failure | `backoff · 2^(k-2)` |
     /// | more than `max_restarts` | give up |

@@ -18,6 +18,10 @@ struct Ask;
 #[rtype(result = "()")]
 struct Break;
 
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Leave;
+
 impl Handler<Ask> for Fragile {
     type Result = u64;
     fn handle(&mut self, _: Ask, _: &mut Self::Context) -> u64 {
@@ -29,6 +33,19 @@ impl Handler<Break> for Fragile {
     type Result = ();
     fn handle(&mut self, _: Break, _: &mut Self::Context) {
         panic!("asked to break");
+    }
+}
+
+impl Handler<Leave> for Fragile {
+    type Result = ();
+    fn handle(&mut self, _: Leave, context: &mut Self::Context) {
+        actix::ActorContext::stop(context);
+    }
+}
+
+impl Watched {
+    fn label(&self) -> Option<&'static str> {
+        lock(&self.last_cause).as_ref().map(Cause::label)
     }
 }
 
@@ -79,11 +96,59 @@ async fn a_panicking_actor_is_rebuilt_and_the_link_leads_to_the_new_one() {
 }
 
 /// How an instance is ended from outside.
-type End = fn(&Registry, &str) -> bool;
-const ENDS: [(&str, End); 2] = [("killed", Registry::kill), ("panicked", Registry::panic)];
+type FromOutside = fn(&Registry, &str) -> bool;
+const ENDS: [(&str, FromOutside); 3] =
+    [("killed", Registry::kill), ("panicked", Registry::panic), ("failed", Registry::fail)];
+
+/// How an instance comes to its end.
+type Way = fn(&Bench);
 
 #[actix::test]
-async fn the_first_end_of_either_kind_brings_a_new_instance() {
+async fn each_way_to_end_has_its_label_and_all_but_a_kill_count() {
+    let rows: [(&str, &str, bool, Way); 4] = [
+        ("killed", "killed", false, |b| assert!(b.registry.kill("fragile"))),
+        ("panicked", "panicked: on request", true, |b| assert!(b.registry.panic("fragile"))),
+        ("failed", "failed: on request", true, |b| assert!(b.registry.fail("fragile"))),
+        ("finished", "finished", true, |b| b.link.deliver(Leave).unwrap()),
+    ];
+    assert_eq!(rows.map(|(label, ..)| label), Cause::LABELS);
+    for (label, says, counts, end) in rows {
+        // The first one that counts is one too many.
+        let mut bench = bench(0);
+        instance(&bench.link, 1).await;
+        end(&bench);
+        if counts {
+            let fatal = tokio::time::timeout(Duration::from_secs(10), bench.fatal.recv()).await;
+            let fatal = fatal.unwrap().unwrap();
+            assert_eq!(fatal.reason, format!("failed again and again, last: {says}"));
+        } else {
+            instance(&bench.link, 2).await;
+            assert!(bench.fatal.try_recv().is_err(), "{label}");
+        }
+        let status = &bench.registry.status()["fragile"];
+        assert_eq!(status.last_cause.as_deref(), Some(says));
+        assert_eq!(lock(&bench.registry.actors)["fragile"].label(), Some(label));
+    }
+}
+
+#[actix::test]
+async fn whoever_ends_an_instance_hears_which_one_it_was_and_how_long_it_was_away() {
+    let backoff = Duration::from_millis(50);
+    let bench = bench_with(5, backoff);
+    for (n, how) in (1..).zip([End::Kill, End::Fail, End::Panic]) {
+        let ended = bench.registry.end("fragile", how).unwrap();
+        assert_eq!(ended.await.unwrap(), n);
+        instance(&bench.link, n + 1).await;
+    }
+    let recovery = &bench.registry.status()["fragile"].recovery;
+    assert_eq!(recovery.count, 3);
+    // The second failure waited, and the time away covers that.
+    assert!(recovery.last_ms >= Some(50.0) && recovery.max_ms == recovery.last_ms, "{recovery:?}");
+    assert!(bench.registry.end("nobody", End::Kill).is_none());
+}
+
+#[actix::test]
+async fn the_first_end_of_any_kind_brings_a_new_instance() {
     for (cause, end) in ENDS {
         let bench = bench(2);
         instance(&bench.link, 1).await;
@@ -97,7 +162,7 @@ async fn the_first_end_of_either_kind_brings_a_new_instance() {
 }
 
 #[actix::test]
-async fn the_second_panic_in_a_row_waits_for_the_backoff_and_a_second_kill_does_not() {
+async fn the_second_failure_in_a_row_waits_for_the_backoff_and_a_second_kill_does_not() {
     // Far longer than two restarts take, on a busy machine too.
     let backoff = Duration::from_secs(2);
     for (cause, end) in ENDS {
@@ -109,13 +174,13 @@ async fn the_second_panic_in_a_row_waits_for_the_backoff_and_a_second_kill_does_
         let since = Instant::now();
         instance(&bench.link, 3).await;
         let waited = since.elapsed() >= backoff;
-        assert_eq!(waited, cause == "panicked", "{cause}: {:?}", since.elapsed());
+        assert_eq!(waited, cause != "killed", "{cause}: {:?}", since.elapsed());
         assert_eq!(bench.registry.status()["fragile"].generation, 3);
     }
 }
 
 #[actix::test]
-async fn beyond_the_limit_panics_are_fatal_and_kills_are_not() {
+async fn beyond_the_limit_failures_are_fatal_and_kills_are_not() {
     for (cause, end) in ENDS {
         let mut bench = bench(2);
         for n in 1..=3 {
@@ -130,7 +195,7 @@ async fn beyond_the_limit_panics_are_fatal_and_kills_are_not() {
         let fatal = tokio::time::timeout(Duration::from_secs(10), bench.fatal.recv()).await;
         let fatal = fatal.unwrap().unwrap();
         assert_eq!(fatal.component, "fragile");
-        assert!(fatal.reason.contains("panicked: on request"), "{fatal}");
+        assert!(fatal.reason.contains(&format!("{cause}: on request")), "{fatal}");
         assert!(bench.link.deliver(Ask).is_err());
     }
 }
@@ -144,12 +209,13 @@ fn each_row_of_the_restart_table() {
     };
     let mut restarts = Restarts::new(policy);
     let (start, panicked) = (Instant::now(), Cause::Panicked("x".into()));
+    let failed = Cause::Failed("x".into());
     assert_eq!(restarts.next(&panicked, start), Some(Duration::ZERO));
     assert_eq!(restarts.next(&Cause::Killed, start), Some(Duration::ZERO));
-    assert_eq!(restarts.next(&panicked, start), Some(Duration::from_millis(20)));
+    assert_eq!(restarts.next(&failed, start), Some(Duration::from_millis(20)));
     assert_eq!(restarts.next(&Cause::Finished, start), Some(Duration::from_millis(40)));
     assert_eq!(restarts.next(&Cause::Killed, start), Some(Duration::ZERO));
-    assert_eq!(restarts.next(&panicked, start), None);
+    assert_eq!(restarts.next(&failed, start), None);
     let later = start + Duration::from_secs(61);
     assert_eq!(restarts.next(&panicked, later), Some(Duration::ZERO), "the window has passed");
 }

@@ -102,8 +102,10 @@ pub const KAFKA_HALTED: &str = "millstream_kafka_halted_partitions";
 pub const ACTOR_UP: &str = "millstream_actor_up";
 /// Restarts of an actor.
 pub const ACTOR_RESTARTS: &str = "millstream_actor_restarts_total";
-/// From an actor's end to its next instance.
+/// From the end of an actor's instance to the next one.
 pub const ACTOR_RECOVERY: &str = "millstream_actor_recovery_seconds";
+/// Faults that somebody asked for.
+pub const CHAOS_KILLS: &str = "millstream_chaos_kills_total";
 /// The global cap.
 pub const PERMITS: &str = "millstream_python_permits";
 /// Permits of this node's workers.
@@ -216,7 +218,16 @@ pub const CATALOGUE: &[Metric] = &[
     gauge(SPOOL_BYTES, "file_upload", "Bytes of files in the spool that are not processed yet."),
     gauge(ACTOR_UP, "", "1 while an instance of the actor lives."),
     counter(ACTOR_RESTARTS, "", "Restarts of an actor by cause."),
-    seconds(ACTOR_RECOVERY, "", "From an actor's end to its next instance."),
+    seconds(
+        ACTOR_RECOVERY,
+        "",
+        "From the end of one instance of an actor to the moment that the next one is linked.",
+    ),
+    counter(
+        CHAOS_KILLS,
+        "",
+        "Faults that somebody asked for, by the actor that they struck (or python_worker) and kind.",
+    ),
     gauge(PERMITS, "worker_semaphore", "Python workers that may live, over all nodes."),
     gauge(PERMITS_IN_USE, "worker_semaphore", "Permits that this node holds."),
     seconds(PERMIT_WAIT, "worker_semaphore", "Waiting for a permit."),

@@ -147,6 +147,23 @@ fn start_at_zero() {
     for name in gauges {
         gauge!(name).set(0.0);
     }
+    for kind in WORKER_FAULTS {
+        counter!(m::CHAOS_KILLS, "actor" => PYTHON_WORKER, "kind" => kind).increment(0);
+    }
+    start_histograms();
+}
+
+/// A histogram is shown from the moment that it is registered.
+fn start_histograms() {
+    for name in [m::BATCH_ROWS, m::PERMIT_WAIT, m::WORKER_START, m::REDIS_WRITE, m::DUCKDB_COMMIT] {
+        drop(histogram!(name));
+    }
+    for stage in STAGES {
+        drop(histogram!(m::DURATION, "stage" => stage));
+    }
+    for path in ["online", "durable"] {
+        drop(histogram!(m::END_TO_END, "path" => path));
+    }
 }
 
 /// The Prometheus text of everything, or of one stage. `None` when there is no such stage.
@@ -211,6 +228,32 @@ fn only_stage(text: &str, stage: &str) -> String {
     out
 }
 
+/// An actor is supervised from now on: its series start at zero.
+pub fn actor_supervised<const C: usize, const E: usize>(
+    actor: &'static str,
+    causes: [&'static str; C],
+    ends: [&'static str; E],
+) {
+    for cause in causes {
+        counter!(m::ACTOR_RESTARTS, "actor" => actor, "cause" => cause).increment(0);
+    }
+    for kind in ends {
+        counter!(m::CHAOS_KILLS, "actor" => actor, "kind" => kind).increment(0);
+    }
+    drop(histogram!(m::ACTOR_RECOVERY, "actor" => actor));
+}
+
+/// What stands for an actor's name where a Python worker is struck.
+pub const PYTHON_WORKER: &str = "python_worker";
+
+/// The faults of workers that are counted. Letting one go on is none.
+pub const WORKER_FAULTS: [&str; 2] = ["worker_kill", "worker_stop"];
+
+/// Somebody asked for a fault.
+pub fn chaos_kill(actor: &'static str, kind: &'static str) {
+    counter!(m::CHAOS_KILLS, "actor" => actor, "kind" => kind).increment(1);
+}
+
 /// Whether an actor lives.
 pub fn actor_up(actor: &'static str, up: bool) {
     gauge!(m::ACTOR_UP, "actor" => actor).set(if up { 1.0 } else { 0.0 });
@@ -221,7 +264,7 @@ pub fn actor_restarted(actor: &'static str, cause: &'static str) {
     counter!(m::ACTOR_RESTARTS, "actor" => actor, "cause" => cause).increment(1);
 }
 
-/// An actor's next instance is there.
+/// An actor's next instance is linked; from the end of the one before that took so long.
 pub fn actor_recovered(actor: &'static str, took: Duration) {
     histogram!(m::ACTOR_RECOVERY, "actor" => actor).record(took);
 }

@@ -11,6 +11,7 @@ compile_error!(
     "the integration tests crash nodes at given points: add `--features failpoints`, as `make test` does"
 );
 
+mod admin;
 mod as_of;
 mod broker_faults;
 mod chaos_parts;

@@ -1,4 +1,4 @@
-//! Any actor may be killed or may panic at any moment: nothing is lost, nothing is doubled.
+//! Any actor may be killed, panic or fail at any moment: nothing is lost, nothing is doubled.
 
 use crate::support::{Bench, broker, expected, the_only_node};
 use millstream::{
@@ -19,6 +19,12 @@ fn every_actor_killed_in_turn_under_load() {
 #[test]
 fn every_actor_panicked_in_turn_under_load() {
     every_actor_ended_in_turn("every actor panicked", Registry::panic);
+}
+
+/// As if a handler had returned an error that it cannot mend.
+#[test]
+fn every_actor_failed_in_turn_under_load() {
+    every_actor_ended_in_turn("every actor failed", Registry::fail);
 }
 
 /// Ends every actor once, then every actor twice in a row, while events flow.

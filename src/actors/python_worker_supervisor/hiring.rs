@@ -66,9 +66,9 @@ pub(super) fn recipe(
         input,
         deadline: Duration::from_secs_f64(config.python.batch_deadline_s),
         load_deadline: Duration::from_secs_f64(config.python.load_deadline_s),
-        announce: Arc::new(move |pid, heartbeat| {
+        announce: Arc::new(move |process, heartbeat| {
             if let Some(slot) = announced.upgrade() {
-                slot.announce(number, pid, lease.clone(), heartbeat);
+                slot.announce(number, process, lease.clone(), heartbeat);
             }
         }),
         leases: slot.leases().clone(),
@@ -185,7 +185,7 @@ impl PythonWorkerSupervisor {
         let status = WorkerStatus {
             stream: config.name.clone(),
             script_sha256: script.sha256.clone(),
-            pid: None,
+            process: None,
             busy: false,
             ..WorkerStatus::default()
         };

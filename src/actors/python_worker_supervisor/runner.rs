@@ -8,7 +8,9 @@ use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::Permit,
     protocol::lease::HEARTBEAT_SHARE,
-    python::{ExitWatch, Heartbeat, Loaded, Script, WorkerError, WorkerProcess, WorkerSpec},
+    python::{
+        ExitWatch, Heartbeat, Loaded, ProcessHandle, Script, WorkerError, WorkerProcess, WorkerSpec,
+    },
     telemetry::catalogue as m,
 };
 use arrow::datatypes::SchemaRef;
@@ -22,7 +24,7 @@ use tokio::sync::Semaphore;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Told of every process that is started, so that its lease's renewals reach it.
-pub type Announce = Arc<dyn Fn(u32, Heartbeat) + Send + Sync>;
+pub type Announce = Arc<dyn Fn(ProcessHandle, Heartbeat) + Send + Sync>;
 
 /// How a worker of one script is made.
 #[derive(Clone)]
@@ -125,6 +127,12 @@ impl Worker {
         self.process.as_ref().map(WorkerProcess::pid)
     }
 
+    /// Its process, once it runs.
+    #[must_use]
+    pub fn handle(&self) -> Option<ProcessHandle> {
+        self.process.as_ref().map(WorkerProcess::handle)
+    }
+
     /// What its process has behind it.
     #[must_use]
     pub fn age(&self) -> Age {
@@ -200,7 +208,7 @@ impl Worker {
             let leased_at = self.leased_at().ok_or(RunError::LeaseLost)?;
             let process = self.launch(leased_at).await?;
             self.reaped = Some(process.exit_watch());
-            (self.recipe.announce)(process.pid(), process.heartbeat());
+            (self.recipe.announce)(process.handle(), process.heartbeat());
             let process = self.process.insert(process);
             let loading = process.load(&self.recipe.script, &self.recipe.input);
             let loaded = match tokio::time::timeout(self.recipe.load_deadline, loading).await {

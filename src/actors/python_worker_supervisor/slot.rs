@@ -18,7 +18,7 @@ use super::{
 use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::{EventBatch, Permit},
-    python::Heartbeat,
+    python::{Heartbeat, ProcessHandle},
 };
 use std::{
     collections::HashMap,
@@ -177,9 +177,15 @@ impl WorkerSlot {
     }
 
     /// A worker's process runs: its lease's renewals reach it from now on.
-    pub fn announce(&self, number: u64, pid: u32, lease: Arc<str>, heartbeat: Heartbeat) {
+    pub fn announce(
+        &self,
+        number: u64,
+        process: ProcessHandle,
+        lease: Arc<str>,
+        heartbeat: Heartbeat,
+    ) {
         if let Some(status) = lock(&self.status.workers).get_mut(&number) {
-            status.pid = Some(pid);
+            status.process = Some(process);
         }
         lock(&self.inner).heartbeats.insert(number, (lease, heartbeat));
     }
@@ -343,7 +349,7 @@ impl Shift {
         if let Some(status) = lock(&slot.status.workers).get_mut(&number) {
             status.busy = false;
             status.busy_s += self.since.elapsed().as_secs_f64();
-            status.pid = worker.pid();
+            status.process = worker.handle();
             status.batches = worker.age().batches;
             status.resident_bytes = worker.age().resident;
             status.start_s = worker.start_s();

@@ -1,6 +1,6 @@
 //! What the status page and the metrics say of the workers.
 
-use crate::{messages::SCRIPT_FAILURES, telemetry::catalogue as m};
+use crate::{messages::SCRIPT_FAILURES, python::ProcessHandle, telemetry::catalogue as m};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
@@ -13,8 +13,9 @@ pub struct WorkerStatus {
     pub stream: String,
     /// The script's version.
     pub script_sha256: String,
-    /// The process, once it runs.
-    pub pid: Option<u32>,
+    /// The process, once it runs; told as its id.
+    #[serde(rename = "pid")]
+    pub process: Option<ProcessHandle>,
     /// Whether it has a batch.
     pub busy: bool,
     /// Batches that its process has had.
@@ -79,6 +80,14 @@ impl PythonStatus {
     pub(super) fn show_memory(&self) {
         let bytes: u64 = lock(&self.workers).values().map(|worker| worker.resident_bytes).sum();
         metrics::gauge!(m::WORKER_RSS).set(bytes as f64);
+    }
+
+    /// The processes that live now, each with the stream that it works for.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(ProcessHandle, String)> {
+        let workers = lock(&self.workers);
+        let known = workers.values().filter_map(|w| Some((w.process.clone()?, w.stream.clone())));
+        known.filter(|(process, _)| process.is_alive()).collect()
     }
 
     /// Whether an operator holds a stream.

@@ -2,11 +2,7 @@
 
 use super::{Done, nothing, way_of_ending};
 use crate::{
-    chaos::{
-        http::{Http, SOON},
-        plan::Planned,
-        rig::NodeSlot,
-    },
+    chaos::{http::Http, plan::Planned, rig::NodeSlot},
     supervision::Registry,
 };
 use anyhow::{Context as _, anyhow, bail};
@@ -58,7 +54,7 @@ pub fn end_actor(
 ) -> anyhow::Result<Recovery> {
     let asked_at = Instant::now();
     let body = json!({ "do": how, "actor": actor });
-    let (status, answer) = http.post(node, "/api/chaos", &body, SOON)?;
+    let (status, answer) = http.post(node, "/api/chaos", &body, BACK_WITHIN)?;
     if status != 200 {
         bail!("{actor}: {status}: {}", answer["error"].as_str().unwrap_or_default());
     }
@@ -86,7 +82,7 @@ pub(super) fn end_own(registry: &Registry, actor: &str, planned: &Planned) -> Do
     let was_told = match way_of_ending(&planned.kind)? {
         "kill" => registry.kill(actor),
         "panic" => registry.panic(actor),
-        _ => registry.panic(actor),
+        _ => registry.fail(actor),
     };
     if !was_told {
         return Err(anyhow!("{actor} is not supervised any more").into());

@@ -103,6 +103,7 @@ pub struct NodeSlot {
     pub lives: u32,
     /// How it ended when nobody had ended it.
     pub ends: Vec<String>,
+    last_code: Option<i32>,
 }
 
 /// An address that is free just now.
@@ -121,7 +122,16 @@ impl NodeSlot {
         let config_file = parts.dir.join(format!("{}.toml", parts.name));
         std::fs::write(&config_file, toml::to_string(&config)?)?;
         let (http, grpc) = (free_address()?, free_address()?);
-        Ok(Self { parts, http, grpc, child: None, config_file, lives: 0, ends: Vec::new() })
+        Ok(Self {
+            parts,
+            http,
+            grpc,
+            child: None,
+            config_file,
+            lives: 0,
+            ends: Vec::new(),
+            last_code: None,
+        })
     }
 
     /// The file of what it says.
@@ -150,7 +160,9 @@ impl NodeSlot {
             if self.parts.http.is_well(self.http, "/healthz") {
                 return Ok(());
             }
-            self.look();
+            if !self.look() && self.last_end_is_final() {
+                bail!("{} cannot start; see {}", self.parts.name, self.log().display());
+            }
             if Instant::now() > until {
                 bail!("{} does not answer; see {}", self.parts.name, self.log().display());
             }
@@ -201,11 +213,17 @@ impl NodeSlot {
             Ok(Some(status)) => {
                 self.is_gone();
                 self.ends.push(status.to_string());
+                self.last_code = status.code();
                 false
             }
             // One that cannot be asked is asked again.
             Ok(None) | Err(_) => true,
         }
+    }
+
+    /// Its words or its configuration cannot be used (exit codes 2 and 3): no further try would.
+    fn last_end_is_final(&self) -> bool {
+        matches!(self.last_code, Some(2 | 3))
     }
 
     /// Starts it again when it has ended by itself, as whoever runs nodes would.

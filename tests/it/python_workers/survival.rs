@@ -54,7 +54,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 /// The processes of the node's workers.
 fn pids(node: &Node) -> BTreeSet<u32> {
-    node.view.python.workers.lock().unwrap().values().filter_map(|worker| worker.pid).collect()
+    node.view.python.processes().iter().map(|(process, _)| process.pid()).collect()
 }
 
 fn generation(node: &Node) -> u64 {

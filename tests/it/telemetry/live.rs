@@ -1,9 +1,10 @@
 //! Every query of the dashboards, their annotations and the rules has an answer from a real Prometheus
 //! that scrapes a live node, after load, files, a kill, a swap and a refused version.
 
-use crate::support::{Bench, broker, left_out, signal, the_only_node};
+use crate::support::{Bench, broker, left_out, the_only_node};
 use millstream::{
     node::{Node, NodeOptions, Role},
+    python::WorkerSignal,
     queue::Keys,
 };
 use redis::AsyncCommands as _;
@@ -111,8 +112,9 @@ fn every_query_has_an_answer_after_load_a_kill_and_a_swap() {
             if turn % 2 == 0 {
                 assert!(node.view.registry.panic("batch_accumulator"));
             }
-            for pid in node.view.python.workers.lock().unwrap().values().filter_map(|w| w.pid) {
-                signal(pid, libc::SIGKILL).unwrap();
+            for (worker, _) in node.view.python.processes() {
+                // One that has ended just now will do as well.
+                let _ = worker.signal(WorkerSignal::Kill);
             }
             // Somebody deletes online values: the check of both stores finds them missing.
             let redis = node.view.redis.clone().unwrap();

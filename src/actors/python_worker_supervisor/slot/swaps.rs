@@ -149,7 +149,7 @@ impl Canary {
         let status = WorkerStatus {
             stream: self.stream.clone(),
             script_sha256: self.sha256.clone(),
-            pid: worker.pid(),
+            process: worker.handle(),
             start_s: worker.start_s(),
             ..WorkerStatus::default()
         };
