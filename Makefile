@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test run stack stack-stop lint fmt dashboards example bench clean
+.PHONY: help setup build demo test run stack stack-stop lint fmt dashboards example bench chaos clean
 
 # Arguments for the program, as in: make demo ARGS="--duration 30s --json"
 ARGS ?=
@@ -81,6 +81,11 @@ example: build ## 336,776 real flights through Kafka, checked against the file
 bench: build ## events per second, cost of metrics, files, reads beside Feast, rows per second of a worker (ARGS="--only reads")
 	@benches/run.sh $(ARGS)
 	@if [[ "$(ARGS)" != *--only* ]]; then cargo bench $(FEATURES) --bench worker_rows; fi
+
+chaos: build ## a thousand faults of every kind under load, on a real Kafka, then the verdict (ARGS="--seed 7")
+	@scripts/setup.sh --chaos
+	@exec $(BIN) chaos --broker-script scripts/kafka.sh --duration 720s --every 680ms --rate 2900 \
+	  --events 2000000 --catch-up 60s $(ARGS)
 
 clean: ## delete what was built, .venv and the stack's data (not the shared cache)
 	@scripts/stack.sh clean

@@ -22,7 +22,7 @@ pub struct ChaosReport {
     pub kinds: BTreeMap<String, KindCount>,
     /// Kinds that were wanted and are not possible here, with what they miss.
     pub left_out: BTreeMap<String, String>,
-    /// By actor: how soon its next instance was seen alive after it was ended.
+    /// By actor: how soon its next instance lived after it was ended.
     pub recovery: BTreeMap<String, RecoveryTimes>,
     /// Seconds from the end of the last fault until everything that was sent was durable; null when it
     /// did not come to that.

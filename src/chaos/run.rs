@@ -10,8 +10,9 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    actors::generator::{GeneratorParts, GeneratorTasks},
+    actors::generator::{EmbeddedGate, GeneratorParts, GeneratorTasks},
     config::Config,
+    kafka::AcknowledgedPositions,
     supervision::Registry,
 };
 use anyhow::{Context as _, bail};
@@ -120,15 +121,17 @@ pub fn run(
         broker: parts.broker.clone(),
         planted: parts.planted.clone(),
     })?);
-    let tasks = load(&rig)?;
+    let mut nodes = vec![rig.addresses.store];
+    nodes.extend(rig.addresses.process.map(|(http, _)| http));
+    let acknowledged = Arc::default();
+    let watch =
+        Watch::start(&rig.direct, &rig.http, nodes, rig.living.clone(), Arc::clone(&acknowledged))?;
+    let tasks = load(&rig, acknowledged, matches!(parts.broker, BrokerChoice::InProcess))?;
     adopt(tasks.clone());
     first_events(&rig)?;
 
     let (plan, of_store, left_out) = make_plan(parts, &rig)?;
     progress(Progress::Planned { plan: &plan, left_out: &left_out });
-    let mut nodes = vec![rig.addresses.store];
-    nodes.extend(rig.addresses.process.map(|(http, _)| http));
-    let watch = Watch::start(&rig.direct, &rig.http, nodes, rig.living.clone())?;
 
     let (sender, over) = mpsc::channel();
     let injector = Injector::new(rig.clone(), registry.clone(), sender, of_store);
@@ -162,11 +165,16 @@ pub fn run(
     observed.judge(&rig, &tasks)
 }
 
-/// Made-up events, past the proxies, and files of them.
-fn load(rig: &Rig) -> anyhow::Result<Arc<GeneratorTasks>> {
+/// Made-up events, past the proxies, and files of them. A broker in this process keeps little, so there
+/// they wait for the store.
+fn load(
+    rig: &Rig,
+    acknowledged: Arc<AcknowledgedPositions>,
+    is_small: bool,
+) -> anyhow::Result<Arc<GeneratorTasks>> {
     GeneratorTasks::start(&GeneratorParts {
         config: Arc::new(rig.direct.clone()),
-        gate: None,
+        gate: is_small.then(|| Arc::new(EmbeddedGate::new(acknowledged))),
         keep_ids: true,
         count: None,
         hold: false,

@@ -6,7 +6,7 @@ use super::{
     processes::resident_bytes,
     rig::Living,
 };
-use crate::config::Config;
+use crate::{config::Config, kafka::AcknowledgedPositions, protocol::source::SourceName};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -44,7 +44,8 @@ pub struct Seen {
 }
 
 impl Watch {
-    /// Begins to look. `direct` says where the broker is, `nodes` who can be asked for positions.
+    /// Begins to look. `direct` says where the broker is, `nodes` who can be asked for positions, which
+    /// are noted in `acknowledged` for a generator that must not run ahead.
     ///
     /// # Errors
     /// When there is no client or thread to be had.
@@ -53,6 +54,7 @@ impl Watch {
         http: &Http,
         nodes: Vec<SocketAddr>,
         living: Living,
+        acknowledged: Arc<AcknowledgedPositions>,
     ) -> anyhow::Result<Self> {
         let (ended, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Seen>>::default());
         let offsets = CommittedOffsets::new(direct)?;
@@ -73,6 +75,13 @@ impl Watch {
             let Some(positions) = nodes.iter().find_map(|node| positions_at(&http, *node)) else {
                 return;
             };
+            for (source, next_pos) in &positions {
+                if let Some((topic, partition)) =
+                    SourceName(source.as_str().into()).kafka_partition()
+                {
+                    acknowledged.set(topic, partition, *next_pos);
+                }
+            }
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.offsets += usize::from(!offsets.is_empty());
             let room = MOST.saturating_sub(seen.ahead.len());

@@ -239,6 +239,8 @@ fn end_with_the_reader() {
 fn install_tracing(verbose: u8, format: LogFormat, command: &Command) {
     let default = match (verbose, command) {
         (0, Command::Run(_)) => "info",
+        // What its faults do to its own connections is no news.
+        (0, Command::Chaos(_)) => "error,librdkafka=off,rdkafka=off",
         (0, Command::Transforms(_)) => {
             "warn,millstream::python::logs=info,millstream::actors=error"
         }
@@ -246,7 +248,7 @@ fn install_tracing(verbose: u8, format: LogFormat, command: &Command) {
         (1, _) => "info,millstream=debug",
         _ => "debug",
     };
-    let quiet = format!("{default},librdkafka=error,rdkafka=error");
+    let quiet = format!("librdkafka=error,rdkafka=error,{default}");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
         && std::env::var_os("NO_COLOR").is_none();

@@ -14,6 +14,7 @@ compile_error!(
 mod admin;
 mod as_of;
 mod broker_faults;
+mod chaos;
 mod chaos_parts;
 mod consumer_group;
 mod dead_letters;

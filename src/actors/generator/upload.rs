@@ -24,8 +24,9 @@ use tonic::Code;
 
 const METER: StageMeter = StageMeter::new("generator");
 
-/// How long a stopped task waits for the answer to the file that is on its way.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a stopped task waits for the answer to the file that is on its way: a node that has just
+/// been hurt works off what has gathered first.
+const STOP_PATIENCE: Duration = Duration::from_secs(120);
 /// How often it looks whether it is to stop, or is released.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Files that may be taken and not have landed; beyond that a node is behind, and gets no more.

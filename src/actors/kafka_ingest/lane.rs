@@ -46,6 +46,10 @@ pub struct Lane {
     pub state: LaneState,
     /// How far behind it is.
     pub(super) lag: Lag,
+    /// The store refused the last open. Believed when it says so again: the log's end is asked for
+    /// before the store is, and writes of the owner before, which were on the queue, may have passed it
+    /// meanwhile.
+    pub(super) refused_once: bool,
 }
 
 /// What the store said of a source.

@@ -296,7 +296,8 @@ impl Polling {
         self.lanes.retain(|lane| lane.source != source);
         let state = LaneState::opening(REOPEN_AFTER);
         let lag = Lag::default();
-        self.lanes.push(Lane { stream, topic, partition, source, state, lag });
+        let refused_once = false;
+        self.lanes.push(Lane { stream, topic, partition, source, state, lag, refused_once });
         self.ask(self.lanes.len() - 1);
     }
 
@@ -368,7 +369,10 @@ impl Polling {
     }
 
     fn opened(&mut self, SourceOpened { source, reply }: SourceOpened) {
-        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.source == source) else { return };
+        let Some(i) = self.lanes.iter().position(|lane| lane.source == source) else { return };
+        let lane = &mut self.lanes[i];
+        let was_refused = lane.refused_once;
+        lane.refused_once = matches!(reply, OpenReply::Halted { .. });
         match reply {
             // A newer token than the one in use, whatever the lane does: an open that was asked
             // twice is answered twice, and only the last token may write.
@@ -400,6 +404,10 @@ impl Polling {
                     tracing::info!(%source, older = ?older, "a partition that came later waits for older ones");
                 }
                 lane.state = LaneState::Waiting { since: Instant::now(), older };
+            }
+            OpenReply::Halted { reason } if !was_refused => {
+                tracing::info!(%source, reason, "the store refuses the source; asking again");
+                self.ask(i);
             }
             OpenReply::Halted { reason } => {
                 tracing::error!(%source, reason, "the source is halted");

@@ -305,7 +305,7 @@ impl RedisQueue {
         }
         if planted!("queue_trimmed") {
             let reply = as_if_done(unanswered.parts.iter().map(|part| &part.range));
-            return ctx.notify(Answered(queue::Answer { round, reply }));
+            return ctx.notify(Answered(queue::Answer { round, reply, held_us: 0 }));
         }
         if let Some(fields) = unanswered.fields.clone() {
             unanswered.step().fail("it left the queue unanswered");

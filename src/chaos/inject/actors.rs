@@ -17,12 +17,12 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// The pace of looking.
 const PACE: Duration = Duration::from_millis(2);
 
-/// An actor that was ended, and how soon its next instance lived, as seen from outside.
+/// An actor that was ended, and how soon its next instance lived, as its supervision measured.
 #[derive(Debug, Clone)]
 pub struct Recovery {
     /// The actor.
     pub actor: String,
-    /// From the order to end it until a new instance was seen.
+    /// From the end of one instance to the moment that the next one was linked.
     pub took: Duration,
 }
 
@@ -60,25 +60,30 @@ pub fn end_actor(
     }
     let ended =
         answer["generation"].as_u64().with_context(|| format!("no generation: {answer}"))?;
-    let is_back = |status: &Value| {
-        let of = &status["actors"][actor];
-        of["up"] == true && of["generation"].as_u64().is_some_and(|now| now > ended)
-    };
     while asked_at.elapsed() < BACK_WITHIN {
         // A node that is busy answers later.
-        if http.get(node, "/api/status").is_ok_and(|status| is_back(&status)) {
-            return Ok(Recovery { actor: actor.to_owned(), took: asked_at.elapsed() });
+        if let Ok(status) = http.get(node, "/api/status")
+            && let Some(took) = took_to_come_back(&status["actors"][actor], ended)
+        {
+            return Ok(Recovery { actor: actor.to_owned(), took });
         }
         std::thread::sleep(PACE);
     }
     Err(anyhow!("{actor} did not come back within {BACK_WITHIN:?}"))
 }
 
+/// How long an actor was away, as its supervision measured; `None` until it is back.
+fn took_to_come_back(actor: &Value, ended: u64) -> Option<Duration> {
+    let is_back = actor["up"] == true && actor["generation"].as_u64()? > ended;
+    let ms = actor["recovery"]["last_ms"].as_f64()?;
+    is_back.then(|| Duration::from_secs_f64(ms / 1e3))
+}
+
 /// Ends an actor of this process.
 pub(super) fn end_own(registry: &Registry, actor: &str, planned: &Planned) -> Done {
-    let generation = || registry.status().get(actor).filter(|a| a.up).map(|a| a.generation);
+    let state = || registry.status().remove(actor).filter(|actor| actor.up);
     let asked_at = Instant::now();
-    let Some(before) = generation() else { return nothing("it is between two lives") };
+    let Some(before) = state() else { return nothing("it is between two lives") };
     let was_told = match way_of_ending(&planned.kind)? {
         "kill" => registry.kill(actor),
         "panic" => registry.panic(actor),
@@ -88,8 +93,10 @@ pub(super) fn end_own(registry: &Registry, actor: &str, planned: &Planned) -> Do
         return Err(anyhow!("{actor} is not supervised any more").into());
     }
     while asked_at.elapsed() < BACK_WITHIN {
-        if generation().is_some_and(|now| now > before) {
-            let took = asked_at.elapsed();
+        if let Some(now) = state().filter(|now| now.generation > before.generation)
+            && let Some(ms) = now.recovery.last_ms
+        {
+            let took = Duration::from_secs_f64(ms / 1e3);
             return Ok(Some(Recovery { actor: actor.to_owned(), took }));
         }
         std::thread::sleep(PACE);
