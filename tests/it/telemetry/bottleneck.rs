@@ -3,6 +3,7 @@
 
 use super::samples;
 use crate::support::{Bench, NodeProcess, broker, wait_for};
+use millstream::chaos::proxy::Proxy;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -96,4 +97,21 @@ fn a_slow_duckdb_is_named() {
     node.learn_addresses();
     let shares = shares(&node);
     assert_eq!(named(&shares), "duckdb_writer", "{shares:?}");
+}
+
+/// Everything that goes to Redis and comes from it takes 60 ms longer: the work is under way there most of
+/// the time, though no actor is busy with it.
+#[test]
+fn a_slow_redis_is_named() {
+    let Some(brokers) = broker("bottleneck: Redis") else { return };
+    let mut bench = bench(&brokers);
+    let redis = bench.redis();
+    let address = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();
+    let address = address.split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(None, address).unwrap();
+    proxy.latency(Duration::from_millis(60));
+    bench.config.redis.url = format!("redis://{}/0", proxy.address());
+    let node = bench.node("generate,process,store");
+    let shares = shares(&node);
+    assert_eq!(named(&shares), "redis_queue", "{shares:?}");
 }
