@@ -26,7 +26,6 @@ mod child;
 mod columns;
 mod csv;
 mod error;
-#[cfg(any(test, feature = "failpoints"))]
 pub mod hostile;
 mod json;
 mod ndjson;

@@ -30,8 +30,8 @@ fn every_actor_failed_in_turn_under_load() {
 /// Ends every actor once, then every actor twice in a row, while events flow.
 fn every_actor_ended_in_turn(what: &str, end: fn(&Registry, &str) -> bool) {
     let Some(brokers) = broker(&format!("supervision: {what}")) else { return };
-    let _alone = the_only_node();
     let mut bench = Bench::new(&brokers);
+    let _only = the_only_node();
     bench.config.generator.rate = 4_000.0;
     bench.config.generator.upload_every_s = 1.0;
     bench.config.batch.max_rows = 500;

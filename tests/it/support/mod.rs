@@ -27,7 +27,8 @@ use std::{
 /// Long enough for anything here on a busy machine; a test that needs it all has failed.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Held by a test that runs a node inside of this process: its counters are those of the process.
+/// Held by a test that runs a node inside of this process: its counters are those of the process. Taken
+/// after the test's slot, so that no two tests wait for each other.
 pub fn the_only_node() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     // Poisoned by a test that failed: this one is on its own all the same.

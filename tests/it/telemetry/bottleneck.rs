@@ -2,7 +2,7 @@
 //! of time in which it works.
 
 use super::samples;
-use crate::support::{Bench, NodeProcess, broker, wait_for};
+use crate::support::{Bench, NodeProcess, Slot, broker, wait_for};
 use millstream::chaos::proxy::Proxy;
 use std::{
     collections::BTreeMap,
@@ -76,6 +76,7 @@ fn bench(brokers: &str) -> Bench {
 #[test]
 fn a_slow_script_is_named() {
     let Some(brokers) = broker("bottleneck: a script") else { return };
+    let _alone = Slot::alone();
     let mut bench = bench(&brokers);
     bench.own_scripts();
     for stream in 0..bench.config.streams.len() {
@@ -91,6 +92,7 @@ fn a_slow_script_is_named() {
 #[test]
 fn a_slow_duckdb_is_named() {
     let Some(brokers) = broker("bottleneck: DuckDB") else { return };
+    let _alone = Slot::alone();
     let bench = bench(&brokers);
     let mut node =
         NodeProcess::spawned(&bench, "generate,process,store", "g_in_transaction=sleep(400)");
@@ -104,6 +106,7 @@ fn a_slow_duckdb_is_named() {
 #[test]
 fn a_slow_redis_is_named() {
     let Some(brokers) = broker("bottleneck: Redis") else { return };
+    let _alone = Slot::alone();
     let mut bench = bench(&brokers);
     let redis = bench.redis();
     let address = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();

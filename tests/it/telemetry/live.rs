@@ -1,7 +1,7 @@
 //! Every query of the dashboards, their annotations and the rules has an answer from a real Prometheus
 //! that scrapes a live node, after load, files, a kill, a swap and a refused version.
 
-use crate::support::{Bench, broker, left_out, the_only_node};
+use crate::support::{Bench, Slot, broker, left_out, the_only_node};
 use millstream::{
     node::{Node, NodeOptions, Role},
     python::WorkerSignal,
@@ -81,7 +81,7 @@ fn bench(brokers: &str) -> (Bench, PathBuf) {
 #[test]
 fn every_query_has_an_answer_after_load_a_kill_and_a_swap() {
     let Some(brokers) = broker("telemetry: live queries") else { return };
-    let _alone = the_only_node();
+    let (_alone, _only) = (Slot::alone(), the_only_node());
     let (bench, script) = bench(&brokers);
     let dir = bench.dir.path().to_owned();
     let config = bench.config.clone();
