@@ -126,7 +126,7 @@ pub fn run(
     let acknowledged = Arc::default();
     let watch =
         Watch::start(&rig.direct, &rig.http, nodes, rig.living.clone(), Arc::clone(&acknowledged))?;
-    let tasks = load(&rig, acknowledged, matches!(parts.broker, BrokerChoice::InProcess))?;
+    let tasks = load(&rig, acknowledged, parts)?;
     adopt(tasks.clone());
     first_events(&rig)?;
 
@@ -170,15 +170,18 @@ pub fn run(
 fn load(
     rig: &Rig,
     acknowledged: Arc<AcknowledgedPositions>,
-    is_small: bool,
+    parts: &ChaosParts,
 ) -> anyhow::Result<Arc<GeneratorTasks>> {
     GeneratorTasks::start(&GeneratorParts {
         config: Arc::new(rig.direct.clone()),
-        gate: is_small.then(|| Arc::new(EmbeddedGate::new(acknowledged))),
+        gate: matches!(parts.broker, BrokerChoice::InProcess)
+            .then(|| Arc::new(EmbeddedGate::new(acknowledged))),
         keep_ids: true,
         count: None,
         hold: false,
         own_grpc: None,
+        // What has gathered is worked off first, as long as that may take.
+        stop_patience: parts.catch_up,
     })
 }
 

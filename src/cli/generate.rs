@@ -103,6 +103,7 @@ async fn make_up(args: &GenerateArgs, config: Config) -> Result<(), Failure> {
         count: args.count,
         hold: false,
         own_grpc: None,
+        stop_patience: GeneratorParts::STOP_PATIENCE,
     };
     let started = Instant::now();
     let tasks = GeneratorTasks::start(&parts)?;

@@ -476,6 +476,7 @@ fn start_generator(
         count: None,
         hold: options.hold_generator,
         own_grpc,
+        stop_patience: GeneratorParts::STOP_PATIENCE,
     };
     let tasks = GeneratorTasks::start(&parts)?;
     let adopted = tasks.clone();

@@ -247,6 +247,13 @@ fn a_worker_is_killed_and_frozen_and_no_other_process_is_touched() {
     let events = node.committed_events();
     wait_for("events after it", || (node.committed_events() > events + 200).then_some(()));
     assert_eq!(strike("worker_kill", first), 404, "its number may be anybody's by now");
+    // Each stream has a worker: the other one's may go on first. The death shows with the next batch.
+    wait_for("its replacement to be counted", || {
+        let replaced =
+            node.metric("millstream_python_worker_restarts_total", &["cause=\"signal\""]);
+        assert!(replaced <= 1.0, "{replaced}");
+        (replaced == 1.0).then_some(())
+    });
 
     assert_eq!(strike("worker_stop", next), 200);
     wait_for("it to stand still", || (state_of(next) == 'T').then_some(()));

@@ -140,7 +140,7 @@ fn kill_9_of_the_node_and_its_redis_in_mid_run() {
     bench.judge_well(&expected(&tasks));
     // At the end everything is committed, exactly up to where DuckDB is.
     let durable = bench.positions();
-    for (source, offset) in CommittedOffsets::new(&bench.config).get().unwrap() {
+    for (source, offset) in CommittedOffsets::new(&bench.config).unwrap().get().unwrap() {
         assert_eq!(offset, durable[&source], "{source}");
     }
 }

@@ -18,6 +18,7 @@ mod chaos;
 mod chaos_parts;
 mod consumer_group;
 mod dead_letters;
+mod docs;
 mod end_to_end;
 mod exactly_once;
 mod features;

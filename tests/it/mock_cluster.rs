@@ -34,6 +34,7 @@ fn leaders_that_move_and_offset_commits_that_are_refused_have_no_effect() {
         count: None,
         hold: false,
         own_grpc: None,
+        stop_patience: GeneratorParts::STOP_PATIENCE,
     })
     .unwrap();
     let node = bench.node("process,store");

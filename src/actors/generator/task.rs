@@ -42,9 +42,14 @@ pub struct GeneratorParts {
     /// The gRPC address of this process's own node, when it takes files: they go there unless
     /// `generator.upload_to` names another.
     pub own_grpc: Option<SocketAddr>,
+    /// How long a stop waits for the answer to a file that is on its way.
+    pub stop_patience: Duration,
 }
 
 impl GeneratorParts {
+    /// The patience of a node that stops.
+    pub const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
     /// The shipped streams that are configured, with their topics.
     fn streams(&self) -> Vec<(Builtin, String)> {
         let topic = |b: Builtin| self.config.streams.iter().find(|s| s.name == b.name());
@@ -136,6 +141,7 @@ impl GeneratorTasks {
             let task = UploadTask {
                 to,
                 every,
+                patience: parts.stop_patience,
                 events: config.generator.upload_rows,
                 run,
                 // They fit, as the configuration leaves room for them.

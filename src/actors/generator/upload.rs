@@ -24,9 +24,6 @@ use tonic::Code;
 
 const METER: StageMeter = StageMeter::new("generator");
 
-/// How long a stopped task waits for the answer to the file that is on its way: a node that has just
-/// been hurt works off what has gathered first.
-const STOP_PATIENCE: Duration = Duration::from_secs(120);
 /// How often it looks whether it is to stop, or is released.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Files that may be taken and not have landed; beyond that a node is behind, and gets no more.
@@ -39,6 +36,8 @@ pub(super) struct UploadTask {
     pub(super) to: String,
     /// Between the beginnings of two files.
     pub(super) every: Duration,
+    /// How long it waits, once stopped, for the answer to the file that is on its way.
+    pub(super) patience: Duration,
     /// Events of one file.
     pub(super) events: u32,
     /// The tag of this run.
@@ -153,9 +152,9 @@ impl UploadTask {
         let outcome = tokio::select! {
             outcome = self.until_answered(client, &sent) => outcome,
             () = self.patience_ends() => bail!(
-                "the node at {} has not answered for the file {name} within {STOP_PATIENCE:?} after the stop: what \
+                "the node at {} has not answered for the file {name} within {:?} after the stop: what \
                  became of it is not known",
-                self.to
+                self.to, self.patience
             ),
         };
         match outcome {
@@ -212,7 +211,7 @@ impl UploadTask {
 
     async fn patience_ends(&self) {
         self.stopped().await;
-        tokio::time::sleep(STOP_PATIENCE).await;
+        tokio::time::sleep(self.patience).await;
     }
 }
 

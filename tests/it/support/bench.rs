@@ -139,6 +139,7 @@ impl Bench {
             count: None,
             hold: false,
             own_grpc: None,
+            stop_patience: GeneratorParts::STOP_PATIENCE,
         })
         .unwrap()
     }

@@ -11,9 +11,10 @@ mod slots;
 
 pub use bench::{Bench, expected};
 pub use kafka::{Broker, Sent, admin, broker, left_out, produce, produce_with};
+pub use millstream::chaos::offsets::CommittedOffsets;
 pub use node::{NodeProcess, millstream, run_json};
 pub use redis::RedisServer;
-pub use samples::{CommittedOffsets, Watch};
+pub use samples::Watch;
 pub use scripts::{ended, event, file, says, script_of, scripted, transforms};
 pub use slots::Slot;
 

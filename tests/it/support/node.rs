@@ -1,17 +1,21 @@
 //! Node processes and commands.
 
 use super::{Bench, Frozen, signal, wait_for};
-use arrow::{array::AsArray, datatypes::Int64Type, ipc::reader::StreamReader};
-use millstream::failpoint;
+use millstream::{
+    chaos::{
+        http::Http,
+        offsets::{self, Positions},
+    },
+    failpoint,
+};
 use serde_json::Value;
 use std::{
-    collections::HashMap,
     fs::File,
     net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    time::Duration,
+    sync::LazyLock,
 };
 
 /// The program.
@@ -113,7 +117,7 @@ impl NodeProcess {
     }
 
     /// DuckDB's positions by source name.
-    pub fn positions(&self) -> HashMap<String, i64> {
+    pub fn positions(&self) -> Positions {
         wait_for("the store's positions", || positions_at(self.http))
     }
 
@@ -265,22 +269,7 @@ fn spawn(bench: &Bench, roles: &str, failpoints: &str, words: &[&str]) -> (Child
 }
 
 /// DuckDB's positions by source name, asked from a node that may not be there.
-pub fn positions_at(node: SocketAddr) -> Option<HashMap<String, i64>> {
-    let body = r#"{"sql":"SELECT source, next_pos FROM sources WHERE source LIKE 'kafka:%'"}"#;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bytes = runtime.block_on(async {
-        let client =
-            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
-        let request = client.post(format!("http://{node}/api/query"));
-        let answer = request.header("content-type", "application/json").body(body).send().await;
-        answer.ok()?.error_for_status().ok()?.bytes().await.ok()
-    })?;
-    let mut positions = HashMap::new();
-    for batch in StreamReader::try_new(bytes.as_ref(), None).unwrap() {
-        let batch = batch.unwrap();
-        let (names, next) = (batch.column(0), batch.column(1).as_primitive::<Int64Type>());
-        let names = names.as_string::<i32>();
-        positions.extend((0..batch.num_rows()).map(|i| (names.value(i).to_owned(), next.value(i))));
-    }
-    Some(positions)
+pub fn positions_at(node: SocketAddr) -> Option<Positions> {
+    static HTTP: LazyLock<Http> = LazyLock::new(|| Http::new().unwrap());
+    offsets::positions_at(&HTTP, node)
 }

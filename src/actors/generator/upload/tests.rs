@@ -28,6 +28,7 @@ impl Running {
         let task = UploadTask {
             to: node.address.clone(),
             every: Duration::from_millis(1),
+            patience: Duration::from_secs(30),
             events: 300,
             run: 9,
             streams: vec![(2, maker(Builtin::Features)), (3, maker(Builtin::Clicks))],
