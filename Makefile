@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test run stack stack-stop lint fmt dashboards example bench chaos clean
+.PHONY: help setup build demo test run stack stack-stop lint fmt dashboards example bench chaos chaos-planted clean
 
 # Arguments for the program, as in: make demo ARGS="--duration 30s --json"
 ARGS ?=
@@ -21,7 +21,7 @@ PYTHON_TESTS = $(wildcard py_transforms/tests python/tests examples/*/tests dash
 SHELL_SCRIPTS = $(wildcard scripts/*.sh .ci/run examples/*/*.sh benches/*.sh benches/*/*.sh)
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this machine
 	@scripts/setup.sh
@@ -86,6 +86,11 @@ chaos: build ## a thousand faults of every kind under load, on a real Kafka, the
 	@scripts/setup.sh --chaos
 	@exec $(BIN) chaos --broker-script scripts/kafka.sh --duration 720s --every 680ms --rate 2900 \
 	  --events 2000000 --catch-up 60s $(ARGS)
+
+chaos-planted: setup ## eleven defects planted one at a time, each found by a minute of chaos
+	@scripts/setup.sh --chaos
+	@cargo build --release $(FEATURES) --features failpoints
+	@exec scripts/chaos_planted.sh $(BIN) $(ARGS)
 
 clean: ## delete what was built, .venv and the stack's data (not the shared cache)
 	@scripts/stack.sh clean

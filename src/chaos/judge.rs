@@ -113,8 +113,8 @@ pub fn order_of_batches(store: &Connection) -> duckdb::Result<Check> {
              FROM features_table
              WINDOW by_source AS (PARTITION BY source_no ORDER BY pos, sub),
                     by_entity AS (PARTITION BY source_no, entity_id ORDER BY pos, sub))
-         SELECT format('source {} position {} of {}: batch {} after {}, place {} after {}', source_no, pos,
-                       entity_id, batch_seq, batch_before, place, place_before)
+         SELECT concat('source ', source_no, ' position ', pos, ' of ', entity_id, ': batch ', batch_seq,
+                       ' after ', batch_before, ', place ', place, ' after ', place_before)
          FROM placed WHERE batch_before > batch_seq OR place_before > place LIMIT 20",
     )?;
     Ok(Check::of("effects_in_order_of_positions", &broken, "positions are applied in order"))

@@ -2,8 +2,9 @@
 //! it, and they come back; elsewhere nothing happens.
 
 use crate::support::{Bench, NodeProcess, ended, millstream, says, wait_for};
-use millstream::proto::{
-    KillActorRequest, KillHow, StatusRequest, admin_service_client::AdminServiceClient,
+use millstream::{
+    proto::{KillActorRequest, KillHow, StatusRequest, admin_service_client::AdminServiceClient},
+    supervision::RestartPolicy,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -152,6 +153,30 @@ fn each_actor_comes_back_whichever_way_it_is_ended() {
     let events = node.committed_events();
     wait_for("events after all that", || (node.committed_events() > events + 500).then_some(()));
     node.stop_well();
+}
+
+#[test]
+fn an_actor_that_fails_again_and_again_ends_its_node_and_one_that_is_killed_as_often_does_not() {
+    let (_bench, mut node) = node(true);
+    let most = RestartPolicy::default().max_restarts;
+    let end = |fault: &str| {
+        let wish = json!({ "do": fault, "actor": "replayer" });
+        let (status, answer) = node.post("/api/chaos", &wish);
+        assert_eq!(status, 200, "{answer}");
+    };
+    (0..=most).for_each(|_| end("kill"));
+    (0..most).for_each(|_| end("panic"));
+    wait_for("the instance after as many failures as are mended", || {
+        let replayer = node.status()["actors"]["replayer"].clone();
+        (replayer["up"] == true && replayer["generation"] == 2 * most + 2).then_some(())
+    });
+    // One more, after which no other instance lives.
+    let (code, said, _) = kill(&node, &["replayer", "--panic"]);
+    assert_ne!(code, Some(0), "{said}");
+    let status = node.end();
+    let log = node.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(says(&log, "replayer: failed again and again, last: panicked: on request"), "{log}");
 }
 
 #[test]

@@ -3,14 +3,15 @@
 
 use crate::support::{
     Bench, Broker, NodeProcess, Sent, admin, broker, expected, millstream, produce, produce_with,
-    wait_for,
+    run_json, wait_for,
 };
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{NewPartitions, NewTopic, TopicReplication},
     producer::{BaseProducer, Producer},
 };
-use std::time::Duration;
+use serde_json::json;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// `n` good events of the stream `features`, each an entity of its own, on one partition.
@@ -51,9 +52,30 @@ fn source(bench: &Bench, stream: &str, partition: i32) -> String {
     format!("kafka:{stream}/{}/{partition}", bench.topic(stream))
 }
 
-/// In mid-run the broker gets `fault`; then what is left and what comes afterwards flows again. No
-/// producer lives through the fault: what it must do then is no matter of the node's.
-fn broker_suffers(test: &str, fault: impl FnOnce(&Broker, &NodeProcess)) {
+/// Has a file of `n` good events taken in, and waits until they have landed; their ids.
+fn uploaded(node: &NodeProcess, n: usize) -> Vec<Uuid> {
+    let ids: Vec<Uuid> = (0..n).map(|_| Uuid::new_v4()).collect();
+    let line = |id: &Uuid| {
+        let row = json!({
+            "entity_id": "file", "feature_name": "f", "value": 1,
+            "validated_at": "2024-05-01T10:00:00Z", "event_id": id,
+        });
+        format!("{row}\n")
+    };
+    let file = tempfile::Builder::new().suffix(".ndjson").tempfile().unwrap();
+    std::fs::write(file.path(), ids.iter().map(line).collect::<String>()).unwrap();
+    let mut upload = millstream();
+    upload.arg("upload").arg(file.path()).args(["--stream", "features", "--json"]);
+    let receipt = run_json(upload.args(["--grpc", &node.grpc.to_string()]));
+    assert_eq!(receipt["state"], "landed", "{receipt}");
+    assert_eq!(landed(node, "file"), n as i64);
+    ids
+}
+
+/// In mid-run the broker gets `fault`, which gives the ids of events that it has uploaded meanwhile;
+/// then what is left and what comes afterwards flows again. No producer lives through the fault: what
+/// it must do then is no matter of the node's.
+fn broker_suffers(test: &str, fault: impl FnOnce(&Broker, &NodeProcess) -> Vec<Uuid>) {
     let Some(broker) = Broker::start(test) else { return };
     let mut bench = Bench::new(&broker.address);
     // So small that the fault finds most of it still to be read.
@@ -68,12 +90,13 @@ fn broker_suffers(test: &str, fault: impl FnOnce(&Broker, &NodeProcess)) {
     let mut all = generate(60_000);
     let node = bench.node("process,store");
     wait_for("load", || (node.committed_events() > 1_000).then_some(()));
-    fault(&broker, &node);
+    let uploaded = fault(&broker, &node);
     let more = generate(5_000);
     node.verify();
     node.stop_well();
-    all.produced += more.produced;
+    all.produced += more.produced + uploaded.len() as u64;
     all.rows.extend(more.rows);
+    all.rows.extend(uploaded.into_iter().map(|id| (id, 1)));
     all.dead.extend(more.dead);
     all.filtered += more.filtered;
     for (reason, n) in more.dead_reasons {
@@ -83,19 +106,21 @@ fn broker_suffers(test: &str, fault: impl FnOnce(&Broker, &NodeProcess)) {
 }
 
 #[test]
-fn a_broker_that_hangs_is_waited_for() {
+fn a_broker_that_hangs_is_waited_for_and_files_land_meanwhile() {
     broker_suffers("broker_faults: hangs", |broker, node| {
-        let frozen = broker.freeze();
+        let (frozen, since) = (broker.freeze(), Instant::now());
         let restarts = || {
             let status = node.status();
             let actors = status["actors"].as_object().unwrap().clone();
             actors.values().map(|a| a["generation"].as_u64().unwrap()).sum::<u64>()
         };
         let before = restarts();
+        let uploaded = uploaded(node, 100);
         // Longer than the session of a member.
-        std::thread::park_timeout(Duration::from_secs(11));
+        std::thread::park_timeout(Duration::from_secs(11).saturating_sub(since.elapsed()));
         assert_eq!(restarts(), before, "no actor died of it");
         frozen.thaw();
+        uploaded
     });
 }
 
@@ -104,6 +129,7 @@ fn a_broker_killed_9_and_started_again_is_waited_for() {
     broker_suffers("broker_faults: kill -9", |broker, _| {
         broker.kill();
         broker.start_again();
+        Vec::new()
     });
 }
 

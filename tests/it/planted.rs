@@ -6,7 +6,13 @@
 use crate::support::{
     Bench, CommittedOffsets, NodeProcess, RedisServer, broker, expected, millstream, wait_for,
 };
-use millstream::{chaos::processes::workers_of, failpoint::PLANTED};
+use millstream::{
+    chaos::{
+        offsets::ahead,
+        processes::{WorkerCount, workers_of},
+    },
+    failpoint::PLANTED,
+};
 
 /// A node for each role.
 struct Nodes {
@@ -194,9 +200,7 @@ fn an_offset_that_is_committed_too_early_is_found() {
         let offsets = CommittedOffsets::new(&bench.config).unwrap();
         wait_for("an offset ahead of DuckDB", || {
             let committed = offsets.get()?;
-            let positions = node.positions();
-            let ahead = |(source, at): (&String, &i64)| positions.get(source) < Some(at);
-            committed.iter().any(ahead).then_some(())
+            (!ahead(&committed, &node.positions()).is_empty()).then_some(())
         });
         node.kill();
     }
@@ -215,9 +219,16 @@ fn more_workers_than_the_cap_are_found() {
     let _tasks = bench.generate();
     let _store = bench.node("store");
     let (one, two) = (bench.node("process"), bench.node("process"));
-    let workers = || [&one, &two].map(|node| workers_of(node.pid()).len());
-    wait_for("both nodes to have a worker", || (!workers().contains(&0)).then_some(()));
+    let count = WorkerCount::start(2).unwrap();
+    for node in [&one, &two] {
+        count.watch(node.pid());
+    }
+    wait_for("both nodes to have a worker", || {
+        let has = |node: &NodeProcess| !workers_of(node.pid()).is_empty();
+        (has(&one) && has(&two)).then_some(())
+    });
     let _frozen = two.freeze();
+    assert_eq!(count.so_far().violations, 0, "nothing has happened yet");
     let () = redis::cmd("FLUSHALL").query(&mut redis.connection()).unwrap();
-    wait_for("more workers than the cap", || (workers().iter().sum::<usize>() > 2).then_some(()));
+    wait_for("more workers than the cap", || (count.so_far().violations > 0).then_some(()));
 }

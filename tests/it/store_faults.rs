@@ -3,16 +3,19 @@
 
 use crate::support::{
     Bench, NodeProcess, Sent, Watch, broker, expected, left_out, millstream, produce,
-    resident_bytes, wait_for,
+    resident_bytes, says, wait_for,
 };
 use millstream::{
+    actors::redis_queue::ask,
     chaos::{disk::SmallDisk, judge::dead_letters_complete},
+    messages::{QueryBounds, ReadRequest},
+    queue::{Keys, RedisLink},
     store::schema,
 };
 use serde_json::json;
 use std::{
     os::unix::process::ExitStatusExt,
-    process::Output,
+    process::{ExitStatus, Output},
     time::{Duration, Instant},
 };
 
@@ -23,6 +26,15 @@ fn refused(bench: &Bench, roles: &str) -> (Option<i32>, String) {
     let Output { status, stderr, .. } =
         command.arg("--config").arg(bench.config_file()).output().unwrap();
     (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// Waits until a store that was started is let in, or refused; how it ended then. One that is let in
+/// runs on and on.
+fn let_in_or_refused(store: &mut NodeProcess) -> Option<ExitStatus> {
+    wait_for("the store to be let in or refused", || {
+        let ended = store.ended();
+        (ended.is_some() || store.log().contains("ready")).then_some(ended)
+    })
 }
 
 #[test]
@@ -49,17 +61,35 @@ fn a_second_store_with_another_file_on_one_namespace_is_refused() {
     let mut other = bench.other_reader();
     other.config.redis.url.clone_from(&bench.config.redis.url);
     other.config.node.namespace.clone_from(&bench.config.node.namespace);
-    // One that is let in would run on and on.
     let mut second = NodeProcess::spawned(&other, "store", "");
-    let ended = wait_for("the second store to be let in or refused", || {
-        let ended = second.ended();
-        (ended.is_some() || second.log().contains("ready")).then_some(ended)
-    });
+    let ended = let_in_or_refused(&mut second);
     let log = second.log();
     let status = ended.unwrap_or_else(|| panic!("it was let in:\n{log}"));
     assert!(!status.success(), "{log}");
     assert!(log.contains(&bench.config.node.namespace), "it says what is taken: {log}");
     node.stop_well();
+}
+
+#[test]
+fn a_store_whose_tables_are_not_what_its_ledger_says_is_refused_in_words() {
+    let mut bench = Bench::new("");
+    bench.config.generator.rate = 500.0;
+    let node = bench.node("generate,process,store");
+    wait_for("events", || (node.committed_events() > 500).then_some(()));
+    node.stop_well();
+    let store = bench.closed_store();
+    let newest = "SELECT max(batch_seq) FROM features_table";
+    let batch: i64 = store.query_row(newest, [], |row| row.get(0)).unwrap();
+    let lose = "DELETE FROM features_table
+                WHERE rowid = (SELECT max(rowid) FROM features_table WHERE batch_seq = ?)";
+    assert_eq!(store.execute(lose, [batch]).unwrap(), 1);
+    drop(store);
+    let mut node = NodeProcess::spawned(&bench, "process,store", "");
+    let ended = let_in_or_refused(&mut node);
+    let log = node.log();
+    assert_eq!(ended.and_then(|status| status.code()), Some(1), "{log}");
+    let why = format!("the store's books do not balance: rows_match_ledger: batch {batch}: ");
+    assert!(says(&log, &why), "{log}");
 }
 
 /// A store and a process node under load, with little in flight.
@@ -79,7 +109,7 @@ fn a_store_stopped_for_15_s_pauses_partitions_without_a_rebalance_and_memory_sta
     bench.config.kafka.max_inflight_bytes = 2 << 20;
     // Three times over within the stop: only polling that goes on keeps the partitions.
     bench.config.kafka.options.insert("max.poll.interval.ms".into(), "5000".into());
-    let _redis = bench.redis();
+    let redis = bench.redis();
     let tasks = bench.generate();
     let (store, process) = (bench.node("store"), bench.node("process"));
     wait_for("load", || (store.committed_events() > 10_000).then_some(()));
@@ -105,6 +135,15 @@ fn a_store_stopped_for_15_s_pauses_partitions_without_a_rebalance_and_memory_sta
     });
     let paused_at = tasks.tally().acknowledged();
     let (full, held) = (read(), resident_bytes(process.pid()).unwrap());
+    // Whoever asks it something hears in time that it does not answer.
+    let link = RedisLink::new(&redis.url()).unwrap();
+    let keys = Keys::new(&bench.config.node.namespace);
+    let bounds = QueryBounds::default();
+    let question = ReadRequest::Query { sql: "SELECT 1".into(), bounds, own: false };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(ask(&link, &keys, &question, Duration::from_secs(1)));
+    let error = answer.unwrap_err().to_string();
+    assert!(error.starts_with("no store answered within 1s: "), "{error}");
     let mut most = held;
     while stopped_at.elapsed() < Duration::from_secs(15) {
         most = most.max(resident_bytes(process.pid()).unwrap());
@@ -308,10 +347,7 @@ fn a_damaged_log_opens_consistent_or_is_refused_but_never_silently_wrong() {
         std::fs::write(&database, &sound).unwrap();
         std::fs::write(&log, hurt).unwrap();
         let mut node = NodeProcess::spawned(&bench, "process,store", "");
-        let refused = wait_for("it to open or to be refused", || {
-            let ended = node.ended();
-            (ended.is_some() || node.log().contains("ready")).then_some(ended)
-        });
+        let refused = let_in_or_refused(&mut node);
         eprintln!("{damage}: {}", if refused.is_some() { "refused" } else { "opened" });
         if let Some(status) = refused {
             let says = node.log();

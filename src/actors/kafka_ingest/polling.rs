@@ -371,8 +371,10 @@ impl Polling {
     fn opened(&mut self, SourceOpened { source, reply }: SourceOpened) {
         let Some(i) = self.lanes.iter().position(|lane| lane.source == source) else { return };
         let lane = &mut self.lanes[i];
-        let was_refused = lane.refused_once;
-        lane.refused_once = matches!(reply, OpenReply::Halted { .. });
+        // An open is refused; what halts a source that is being read is something else.
+        let refused =
+            matches!((&reply, &lane.state), (OpenReply::Halted { .. }, LaneState::Opening { .. }));
+        let was_refused = std::mem::replace(&mut lane.refused_once, refused);
         match reply {
             // A newer token than the one in use, whatever the lane does: an open that was asked
             // twice is answered twice, and only the last token may write.
@@ -405,7 +407,7 @@ impl Polling {
                 }
                 lane.state = LaneState::Waiting { since: Instant::now(), older };
             }
-            OpenReply::Halted { reason } if !was_refused => {
+            OpenReply::Halted { reason } if refused && !was_refused => {
                 tracing::info!(%source, reason, "the store refuses the source; asking again");
                 self.ask(i);
             }

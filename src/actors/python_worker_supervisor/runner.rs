@@ -9,7 +9,8 @@ use crate::{
     messages::Permit,
     protocol::lease::HEARTBEAT_SHARE,
     python::{
-        ExitWatch, Heartbeat, Loaded, ProcessHandle, Script, WorkerError, WorkerProcess, WorkerSpec,
+        Exit, ExitWatch, Heartbeat, Loaded, ProcessHandle, Script, WorkerError, WorkerProcess,
+        WorkerSpec,
     },
     telemetry::catalogue as m,
 };
@@ -171,6 +172,12 @@ impl Worker {
         if let Some(process) = self.process.take() {
             process.stop(STOP_GRACE).await;
         }
+    }
+
+    /// How its process ended when nobody asked it to, if it did.
+    #[must_use]
+    pub fn died(&self) -> Option<Exit> {
+        self.process.as_ref().and(self.reaped.as_ref()).and_then(ExitWatch::get)
     }
 
     /// What the worker said when it loaded the script last.

@@ -19,6 +19,7 @@ use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::{EventBatch, Permit},
     python::{Heartbeat, ProcessHandle},
+    telemetry::catalogue as m,
 };
 use std::{
     collections::HashMap,
@@ -174,6 +175,18 @@ impl WorkerSlot {
             self.leases.renewed_at(lease).is_some_and(|at| heartbeat.beat(at))
         });
         self.dismiss_if(|_, idle| !idle.worker.is_leased());
+        self.bury();
+    }
+
+    /// Those that died between two batches hold their permits for nothing.
+    fn bury(&self) {
+        self.dismiss_if(|key, idle| {
+            let Some(exit) = idle.worker.died() else { return false };
+            let cause = if exit.signal.is_some() { "signal" } else { "exit" };
+            tracing::warn!(stream = key.stream, %exit, "a worker died between two batches");
+            metrics::counter!(m::WORKER_RESTARTS, "cause" => cause).increment(1);
+            true
+        });
     }
 
     /// A worker's process runs: its lease's renewals reach it from now on.

@@ -208,11 +208,16 @@ fn a_chunk_that_cannot_be_used_is_a_gap_and_so_is_what_comes_behind_it() {
     let dir = tempfile::tempdir().unwrap();
     let (mut writer, spool) = open(dir.path());
     let (a, b) = (opened(&mut writer, "a"), opened(&mut writer, "b"));
-    let (good, _kept) = spooled(&spool, "a", a, 0, 10);
+    let (good, kept) = spooled(&spool, "a", a, 0, 10);
     let behind = sent("a", a, 10, 20);
     let mut position = 0;
-    let names = ["../t.duckdb", "..", "", "/etc/passwd", "no-such.parquet", "folder"];
+    let names =
+        ["../t.duckdb", "..", "", "/etc/passwd", "no-such.parquet", "folder", "link.parquet"];
     std::fs::create_dir(dir.path().join("spool/chunks/folder")).unwrap();
+    // The very bytes, but through a link that leads out of the folder.
+    let outside = dir.path().join("outside.parquet");
+    std::fs::copy(kept.path(), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, dir.path().join("spool/chunks/link.parquet")).unwrap();
     let mut bad: Vec<WriteRequest> = names
         .iter()
         .map(|name| {

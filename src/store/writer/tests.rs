@@ -159,6 +159,39 @@ fn a_group_lands_once_with_its_ledger_and_survives_a_restart() {
 }
 
 #[test]
+fn a_write_whose_dead_letter_cannot_be_written_changes_nothing_and_applies_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = open(dir.path());
+    let (token, _) = opened(&mut writer, 0);
+    writer.apply(&[&write(0, token, 0, 5)]).unwrap();
+    let rename = |writer: &Writer, from: &str, to: &str| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        writer.database().connection().execute_batch(&sql).unwrap();
+    };
+    // Its rows can be written, and are before its letter.
+    rename(&writer, "dead_letters", "elsewhere");
+    let next = write(0, token, 5, 10);
+    let error = writer.apply(&[&next]).unwrap_err();
+    assert!(matches!(error, StoreError::Statement(_)), "{error:?}");
+    let found = [
+        "SELECT count(*) FROM features_table",
+        "SELECT count(*) FROM elsewhere",
+        "SELECT count(*) FROM ingest_ledger",
+        "SELECT next_pos FROM sources",
+    ];
+    assert_eq!(found.map(|sql| count(&writer, sql)), [4, 1, 1, 5]);
+    assert_eq!(writer.last_batch_seq(), 1);
+
+    rename(&writer, "elsewhere", "dead_letters");
+    // As the store does after such an error, before it decides again.
+    writer.reopen().unwrap();
+    assert_eq!(decisions(&writer.apply(&[&next]).unwrap()), [Decision::Apply]);
+    let audit = audit(writer.database().connection(), 0).unwrap();
+    assert!(audit.ok(), "{audit:#?}");
+    assert_eq!((audit.totals.landed_rows, audit.totals.dead_letters), (8, 2));
+}
+
+#[test]
 fn counts_that_do_not_add_up_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = open(dir.path());

@@ -119,13 +119,16 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
         out = out.drop('feature_name')
     if 'types' in names:
         out = out.with_columns(pl.lit('text').alias('value'))
+    if 'nan' in names:
+        nan = pl.when(pl.col('entity_id') == 'nan').then(float('nan')).otherwise(pl.col('value'))
+        out = out.with_columns(nan.alias('value'))
     return out
 ",
     );
     // A single row may run for a twentieth of it.
     bench.config.python.batch_deadline_s = 6.0;
     bench.config.python.memory_limit_mib = 1024;
-    let kinds = ["segfault", "abort", "exit", "loop", "bomb", "count", "schema", "types"];
+    let kinds = ["segfault", "abort", "exit", "loop", "bomb", "count", "schema", "types", "nan"];
     let mut records = events(4_000);
     for (i, kind) in kinds.iter().enumerate() {
         records.insert(400 * (i + 1), event(kind, i));
@@ -139,11 +142,14 @@ def transform(batch: pl.DataFrame) -> pl.DataFrame:
         ("worker_exit:3", 1),
         ("timeout", 1),
         ("out_of_memory", 1),
-        ("contract", 3),
+        ("contract", 4),
     ];
     let expected: BTreeMap<String, i64> = expected.map(|(r, n)| (r.to_owned(), n)).into();
     assert_eq!(letters(&node), expected);
     assert_eq!(rows(&node), 4_000);
+    let letter = &node.query("SELECT detail FROM dead_letters WHERE entity_id = 'nan'")[0];
+    let detail = letter["detail"].as_str().unwrap();
+    assert!(detail.contains("NaN, which is not a finite number"), "{detail}");
     node.stop_well();
     bench.judge_books();
 }

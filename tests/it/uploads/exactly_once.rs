@@ -39,6 +39,12 @@ fn an_upload_that_is_cut_off_anywhere_leaves_no_row_and_can_be_sent_again() {
     let refused = send(node.grpc, &short).unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     assert!(refused.message().contains("announced bytes came"), "{refused:?}");
+    // All of it, but with the hash of another: refused as well.
+    let mut other = sending.clone();
+    other.header.sha256 = "0".repeat(64);
+    let refused = send(node.grpc, &other).unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().contains("have the SHA-256"), "{refused:?}");
     assert_eq!(status(node.grpc, "cut").unwrap_err().code(), Code::NotFound);
     assert_eq!(made(&node), (0, 0));
     wait_for("the spool to be empty", || {

@@ -1,9 +1,39 @@
 //! Files that are broken, or meant to break something.
 
 use super::{Sending, bench, kind, landed, made, ndjson, send, status};
+use crate::support::Bench;
 use millstream::files::hostile;
+use std::{collections::BTreeSet, path::PathBuf};
 use tonic::Code;
 use tonic_types::StatusExt;
+
+/// Names that lead out of a node's data, were they paths: from the root, and from its spool.
+fn leading_out(bench: &Bench, file: &str) -> [String; 4] {
+    let outside = bench.dir.path().join("outside");
+    std::fs::create_dir_all(&outside).unwrap();
+    let (absolute, relative) = (outside.display(), "../../../../outside");
+    [
+        format!("{absolute}/{file}"),
+        format!("{absolute}/{file}\0.json"),
+        format!("{relative}/{file}"),
+        format!("{relative}/{file}\0/x"),
+    ]
+}
+
+/// Everything in the folder of a bench but its node's data.
+fn outside_of_the_data(bench: &Bench) -> BTreeSet<PathBuf> {
+    let (mut found, mut folders) = (BTreeSet::new(), vec![bench.dir.path().to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.filter(|path| *path != bench.config.node.data_dir) {
+            if path.is_dir() {
+                folders.push(path.clone());
+            }
+            found.insert(path);
+        }
+    }
+    found
+}
 
 #[test]
 fn hostile_and_broken_files_are_refused_in_words_and_harm_nothing() {
@@ -12,11 +42,13 @@ fn hostile_and_broken_files_are_refused_in_words_and_harm_nothing() {
     let node = bench.node("process,store");
     let files = hostile::files();
     assert!(files.len() >= 40, "{}", files.len());
+    let sound_names = leading_out(&bench, "sound");
+    let outside = outside_of_the_data(&bench);
     let mut broken = 0;
-    for (name, kind, bytes, expected) in files {
+    for (i, (name, kind, bytes, expected)) in files.into_iter().enumerate() {
         let refused = expected.is_some();
         let mut sending = Sending::new(name, kind, &bytes, 1 << 20);
-        sending.header.filename = format!("../../../../tmp/{name}\0/x");
+        sending.header.filename.clone_from(&leading_out(&bench, name)[i % 4]);
         match (send(node.grpc, &sending), expected) {
             (Err(status), Some(reason)) => {
                 broken += 1;
@@ -39,10 +71,15 @@ fn hostile_and_broken_files_are_refused_in_words_and_harm_nothing() {
     let resident = node.metric("process_resident_memory_bytes", &[]);
     assert!(resident < 1e9, "{resident} bytes resident");
     let (features, _) = made(&node);
-    let sound = Sending::new("sound", kind("x.ndjson"), &ndjson(0, 500), 1 << 20);
-    send(node.grpc, &sound).unwrap();
-    landed(&node, "sound");
-    assert_eq!(made(&node).0, features + 500);
+    for (from, name) in (0..).step_by(500).zip(sound_names) {
+        let key = format!("sound from {from}");
+        let mut sound = Sending::new(&key, kind("x.ndjson"), &ndjson(from, 500), 1 << 20);
+        sound.header.filename.clone_from(&name);
+        send(node.grpc, &sound).unwrap();
+        assert_eq!(landed(&node, &key).filename, name.replace('\0', ""), "a name is only text");
+    }
+    assert_eq!(made(&node).0, features + 2_000);
+    assert_eq!(outside_of_the_data(&bench), outside);
     node.verify();
     node.stop_well();
     bench.judge_books();

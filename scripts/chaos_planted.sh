@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Who judges the judge: each defect of src/failpoint.rs is planted in the real program, which then has a
+# minute of random chaos. The verdict must find it. Takes about twenty minutes.
+#
+#   scripts/chaos_planted.sh PROGRAM [ARGUMENT…]    PROGRAM is built with the feature failpoints
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+program=$1
+shift
+mapfile -t defects < <(sed -n 's/^    ("\([a-z_]*\)", ".*/\1/p' src/failpoint.rs)
+((${#defects[@]} > 0)) || { echo "chaos_planted: no defects in src/failpoint.rs" >&2; exit 1; }
+
+missed=0
+printf '%-26s %-7s %s\n' defect faults 'checks that found it'
+for defect in "${defects[@]}"; do
+  dir=.millstream/planted/$defect
+  mkdir -p "$dir"
+  status=0
+  "$program" chaos --plant "$defect" --broker-script scripts/kafka.sh --dir "$dir" --duration 60s \
+    --targets actors,workers,processes,redis --every 700ms --rate 2000 --json "$@" \
+    >"$dir/planted.json" 2>"$dir/planted.log" || status=$?
+  found=$(.venv/bin/python - "$dir/planted.json" <<'PYTHON' || true
+import json, sys
+report = json.load(open(sys.argv[1]))
+checks = [check["id"] for check in report["checks"] if not check["ok"]]
+print(f"{report['faults']:<7}", ", ".join(checks))
+PYTHON
+  )
+  if ((status == 5)); then
+    printf '%-26s %s\n' "$defect" "$found"
+  else
+    printf '%-26s NOT FOUND (exit %s): %s\n' "$defect" "$status" "$found"
+    missed=1
+  fi
+done
+exit "$missed"
