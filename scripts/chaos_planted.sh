@@ -11,6 +11,17 @@ shift
 mapfile -t defects < <(sed -n 's/^    ("\([a-z_]*\)", ".*/\1/p' src/failpoint.rs)
 ((${#defects[@]} > 0)) || { echo "chaos_planted: no defects in src/failpoint.rs" >&2; exit 1; }
 
+# The checks that the defect broke. A run that was slow, or hurt less than it should, found nothing.
+FOUND='
+import json, sys
+BESIDE = {"actors_back_within_1_s", "caught_up", "faults_were_done", "generator_sound", "memory_bounded",
+          "stopped_in_order"}
+report = json.load(open(sys.argv[1]))
+checks = [check["id"] for check in report["checks"] if not check["ok"] and check["id"] not in BESIDE]
+print(format(report["faults"], "<7"), ", ".join(checks))
+sys.exit(not checks)
+'
+
 missed=0
 printf '%-26s %-7s %s\n' defect faults 'checks that found it'
 for defect in "${defects[@]}"; do
@@ -20,14 +31,7 @@ for defect in "${defects[@]}"; do
   "$program" chaos --plant "$defect" --broker-script scripts/kafka.sh --dir "$dir" --duration 60s \
     --targets actors,workers,processes,redis --every 700ms --rate 2000 --json "$@" \
     >"$dir/planted.json" 2>"$dir/planted.log" || status=$?
-  found=$(.venv/bin/python - "$dir/planted.json" <<'PYTHON' || true
-import json, sys
-report = json.load(open(sys.argv[1]))
-checks = [check["id"] for check in report["checks"] if not check["ok"]]
-print(f"{report['faults']:<7}", ", ".join(checks))
-PYTHON
-  )
-  if ((status == 5)); then
+  if found=$(.venv/bin/python -c "$FOUND" "$dir/planted.json") && ((status == 5)); then
     printf '%-26s %s\n' "$defect" "$found"
   else
     printf '%-26s NOT FOUND (exit %s): %s\n' "$defect" "$status" "$found"

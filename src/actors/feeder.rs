@@ -320,7 +320,7 @@ impl Feeder {
                 return Ok(Step::Done);
             }
             let told = tokio::time::timeout(ASK_EVERY, listening.heard.recv()).await;
-            if let Ok(Some(Heard::Opened(SourceOpened { source, reply }))) = told
+            if let Ok(Some(Heard::Opened(SourceOpened { source, reply, .. }))) = told
                 && let OpenReply::Halted { reason } = reply
                 && source == feed.source
             {

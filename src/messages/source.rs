@@ -13,7 +13,7 @@ pub struct OpenSource(pub OpenRequest);
 #[rtype(result = "()")]
 pub struct CloseSource(pub SourceName);
 
-/// The store's answer to [`OpenSource`].
+/// The store's answer to [`OpenSource`], or that a source is halted without having been asked for.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct SourceOpened {
@@ -21,6 +21,9 @@ pub struct SourceOpened {
     pub source: SourceName,
     /// Where to read, or why not.
     pub reply: OpenReply,
+    /// It answers an open, and perhaps one that is long past; `false`: something was found wrong while the
+    /// source was read.
+    pub asked: bool,
 }
 
 /// A batch was acknowledged: DuckDB holds its effect.

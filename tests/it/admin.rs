@@ -272,7 +272,7 @@ fn a_worker_is_killed_and_frozen_and_no_other_process_is_touched() {
     let events = node.committed_events();
     wait_for("events after it", || (node.committed_events() > events + 200).then_some(()));
     assert_eq!(strike("worker_kill", first), 404, "its number may be anybody's by now");
-    // Each stream has a worker: the other one's may go on first. The death shows with the next batch.
+    // Each stream has a worker: the other one's may go on first.
     wait_for("its replacement to be counted", || {
         let replaced =
             node.metric("millstream_python_worker_restarts_total", &["cause=\"signal\""]);

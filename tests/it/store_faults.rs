@@ -48,7 +48,7 @@ fn a_second_store_on_one_file_is_refused_and_told_who_has_it() {
     let _redis = other.redis();
     let (code, stderr) = refused(&other, "process,store");
     assert_eq!(code, Some(4), "{stderr}");
-    assert!(stderr.contains(&format!("pid {}", node.pid())), "{stderr}");
+    assert!(says(&stderr, &format!("pid {}", node.pid())), "{stderr}");
     node.stop_well();
 }
 

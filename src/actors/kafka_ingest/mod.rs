@@ -119,7 +119,6 @@ impl Asker {
         partition: i32,
     ) -> anyhow::Result<OpenRequest> {
         let consumer = self.thread.consumer();
-        let (low, high) = kafka::watermarks(&consumer, topic, partition)?;
         let attributes = match &self.ephemeral_cluster {
             Some(id) => SourceAttributes { cluster_id: Some(id.clone()), topic_id: None },
             None => SourceAttributes {
@@ -131,6 +130,11 @@ impl Asker {
                 ),
             },
         };
+        let ends = self.ends(&consumer, &source)?;
+        let partitions = self.partitions(&consumer, topic)?;
+        // Last: the store holds the log's end against its own position, which writes of the owner before
+        // still move.
+        let (low, high) = kafka::watermarks(&consumer, topic, partition)?;
         let mut start = match self.config.kafka.start {
             StartAt::Earliest => low,
             StartAt::Latest => high,
@@ -138,8 +142,6 @@ impl Asker {
         if planted!("start_at_committed") {
             start = committed(&consumer, topic, partition)?.unwrap_or(start);
         }
-        let ends = self.ends(&consumer, &source)?;
-        let partitions = self.partitions(&consumer, topic)?;
         Ok(OpenRequest {
             source,
             owner: self.owner.clone(),

@@ -368,12 +368,10 @@ impl Polling {
         }
     }
 
-    fn opened(&mut self, SourceOpened { source, reply }: SourceOpened) {
+    fn opened(&mut self, SourceOpened { source, reply, asked }: SourceOpened) {
         let Some(i) = self.lanes.iter().position(|lane| lane.source == source) else { return };
         let lane = &mut self.lanes[i];
-        // An open is refused; what halts a source that is being read is something else.
-        let refused =
-            matches!((&reply, &lane.state), (OpenReply::Halted { .. }, LaneState::Opening { .. }));
+        let refused = asked && matches!(reply, OpenReply::Halted { .. });
         let was_refused = std::mem::replace(&mut lane.refused_once, refused);
         match reply {
             // A newer token than the one in use, whatever the lane does: an open that was asked
@@ -406,6 +404,11 @@ impl Polling {
                     tracing::info!(%source, older = ?older, "a partition that came later waits for older ones");
                 }
                 lane.state = LaneState::Waiting { since: Instant::now(), older };
+            }
+            // Of two opens the earlier one is refused late: the store has said since where to read.
+            OpenReply::Halted { reason } if refused && lane.token().is_some() => {
+                tracing::info!(%source, reason, "an open that is past was refused");
+                lane.refused_once = false;
             }
             OpenReply::Halted { reason } if refused && !was_refused => {
                 tracing::info!(%source, reason, "the store refuses the source; asking again");

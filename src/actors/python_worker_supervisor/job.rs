@@ -177,7 +177,8 @@ impl Failed {
         let reason = format!(
             "{source} cannot be processed from position {from} on, which is a defect of Millstream: {why}"
         );
-        let halt = SourceOpened { source, reply: OpenReply::Halted { reason } };
+        let reply = OpenReply::Halted { reason };
+        let halt = SourceOpened { source, reply, asked: false };
         // The ticket is dropped after that: what it reports must not open the source again. Without
         // an answer the source is read again, and halts the next time.
         if ingest.ask(halt).await.is_none() {

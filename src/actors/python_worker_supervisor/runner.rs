@@ -229,6 +229,9 @@ impl Worker {
                 Ok(loaded) => self.loaded = Some(loaded),
                 Err(error) => {
                     self.kill().await;
+                    if let WorkerError::Exited { exit, .. } = &error {
+                        count_death(*exit);
+                    }
                     return Err(self.blamed(error));
                 }
             }
@@ -292,6 +295,12 @@ impl Worker {
             process.kill().await;
         }
     }
+}
+
+/// A process died without a batch: while it loaded its script, or between two batches.
+pub(super) fn count_death(exit: Exit) {
+    let cause = if exit.signal.is_some() { "signal" } else { "exit" };
+    metrics::counter!(m::WORKER_RESTARTS, "cause" => cause).increment(1);
 }
 
 /// A process that was just started, with the right by which it lives.

@@ -10,7 +10,7 @@
 
 use super::{
     board::ScriptBoard,
-    runner::Worker,
+    runner::{Worker, count_death},
     status::{PythonStatus, WorkerStatus, lock},
     strikes::Strikes,
     trust::Trust,
@@ -19,7 +19,6 @@ use crate::{
     actors::worker_semaphore::HeldLeases,
     messages::{EventBatch, Permit},
     python::{Heartbeat, ProcessHandle},
-    telemetry::catalogue as m,
 };
 use std::{
     collections::HashMap,
@@ -182,9 +181,8 @@ impl WorkerSlot {
     fn bury(&self) {
         self.dismiss_if(|key, idle| {
             let Some(exit) = idle.worker.died() else { return false };
-            let cause = if exit.signal.is_some() { "signal" } else { "exit" };
             tracing::warn!(stream = key.stream, %exit, "a worker died between two batches");
-            metrics::counter!(m::WORKER_RESTARTS, "cause" => cause).increment(1);
+            count_death(exit);
             true
         });
     }

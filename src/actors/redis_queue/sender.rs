@@ -463,7 +463,7 @@ impl Handler<Answered> for RedisQueue {
                     self.windows(&source).opened(source.clone(), *token, *next_pos);
                     self.parts.durable.opened(source.clone(), *next_pos);
                 }
-                self.tell_ingest(SourceOpened { source, reply }, 1, ctx);
+                self.tell_ingest(SourceOpened { source, reply, asked: true }, 1, ctx);
             }
             // Operators ask under a list of their own.
             QueueReply::Adopted { .. } => {}
@@ -482,7 +482,8 @@ impl Handler<Answered> for RedisQueue {
                 step.fail(&reason);
                 for source in unanswered.sources {
                     let reply = OpenReply::Halted { reason: reason.clone() };
-                    self.tell_ingest(SourceOpened { source, reply }, ACK_TRIES, ctx);
+                    let halt = SourceOpened { source, reply, asked: false };
+                    self.tell_ingest(halt, ACK_TRIES, ctx);
                 }
             }
         }
