@@ -84,7 +84,7 @@ bench: build ## events per second, cost of metrics, files, reads beside Feast, r
 
 chaos: build ## a thousand faults of every kind under load, on a real Kafka, then the verdict (ARGS="--seed 7")
 	@scripts/setup.sh --chaos
-	@exec $(BIN) chaos --broker-script scripts/kafka.sh --duration 720s --every 680ms --rate 2900 \
+	@exec $(BIN) chaos --broker-script scripts/kafka.sh --duration 720s --every 620ms --rate 2900 \
 	  --events 2000000 --catch-up 60s $(ARGS)
 
 chaos-planted: setup ## eleven defects planted one at a time, each found by a minute of chaos

@@ -2,7 +2,7 @@
 # Who judges the judge: each defect of src/failpoint.rs is planted in the real program, which then has a
 # minute of random chaos. The verdict must find it. Takes about twenty minutes.
 #
-#   scripts/chaos_planted.sh PROGRAM [ARGUMENT…]    PROGRAM is built with the feature failpoints
+#   [EACH=60s] scripts/chaos_planted.sh PROGRAM [ARGUMENT…]    PROGRAM is built with the feature failpoints
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +16,10 @@ FOUND='
 import json, sys
 BESIDE = {"actors_back_within_1_s", "caught_up", "faults_were_done", "generator_sound", "memory_bounded",
           "stopped_in_order"}
-report = json.load(open(sys.argv[1]))
+text = open(sys.argv[1]).read()
+if not text:
+    sys.exit("no report")
+report = json.loads(text)
 checks = [check["id"] for check in report["checks"] if not check["ok"] and check["id"] not in BESIDE]
 print(format(report["faults"], "<7"), ", ".join(checks))
 sys.exit(not checks)
@@ -28,13 +31,14 @@ for defect in "${defects[@]}"; do
   dir=.millstream/planted/$defect
   mkdir -p "$dir"
   status=0
-  "$program" chaos --plant "$defect" --broker-script scripts/kafka.sh --dir "$dir" --duration 60s \
+  "$program" chaos --plant "$defect" --broker-script scripts/kafka.sh --dir "$dir" --duration "${EACH:-60s}" \
     --targets actors,workers,processes,redis --every 700ms --rate 2000 --json "$@" \
     >"$dir/planted.json" 2>"$dir/planted.log" || status=$?
   if found=$(.venv/bin/python -c "$FOUND" "$dir/planted.json") && ((status == 5)); then
     printf '%-26s %s\n' "$defect" "$found"
   else
     printf '%-26s NOT FOUND (exit %s): %s\n' "$defect" "$status" "$found"
+    tail -n 3 "$dir/planted.log" >&2
     missed=1
   fi
 done
