@@ -25,20 +25,20 @@ print(format(report["faults"], "<7"), ", ".join(checks))
 sys.exit(not checks)
 '
 
+mkdir -p .millstream/planted
 missed=0
 printf '%-26s %-7s %s\n' defect faults 'checks that found it'
 for defect in "${defects[@]}"; do
   dir=.millstream/planted/$defect
-  mkdir -p "$dir"
   status=0
   "$program" chaos --plant "$defect" --broker-script scripts/kafka.sh --dir "$dir" --duration "${EACH:-60s}" \
-    --targets actors,workers,processes,redis --every 700ms --rate 2000 --json "$@" \
-    >"$dir/planted.json" 2>"$dir/planted.log" || status=$?
-  if found=$(.venv/bin/python -c "$FOUND" "$dir/planted.json") && ((status == 5)); then
+    --targets actors,workers,processes,redis --every 700ms --rate 2000 --catch-up 30s --json "$@" \
+    >"$dir.json" 2>"$dir.log" || status=$?
+  if found=$(.venv/bin/python -c "$FOUND" "$dir.json") && ((status == 5)); then
     printf '%-26s %s\n' "$defect" "$found"
   else
     printf '%-26s NOT FOUND (exit %s): %s\n' "$defect" "$status" "$found"
-    tail -n 3 "$dir/planted.log" >&2
+    tail -n 3 "$dir.log" >&2
     missed=1
   fi
 done
