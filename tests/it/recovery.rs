@@ -11,11 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The promise; held against the median of a few kills, as a machine that is busy with other things
-/// makes one of them late. `millstream chaos` tells the 99th percentile of many.
+/// The promise.
 const WITHIN: Duration = Duration::from_secs(1);
-/// Whoever is later than that waited for something, whatever the machine.
-const AT_MOST: Duration = Duration::from_secs(10);
 /// Kills of each actor.
 const ROUNDS: usize = 5;
 
@@ -116,7 +113,7 @@ fn any_actor_killed_is_durable_again_within_a_second() {
         took.sort_unstable();
         let (median, max) = (took[took.len() / 2], took[took.len() - 1]);
         println!("{actor:26} p50 {median:8.1?}  max {max:8.1?}");
-        if median >= WITHIN || max >= AT_MOST {
+        if max >= WITHIN {
             late.push(format!("{actor}: {took:.1?}"));
         }
     }
