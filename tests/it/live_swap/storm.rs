@@ -12,7 +12,7 @@ use std::{
 
 const SWAPS: u32 = 100;
 const STORM: Duration = Duration::from_secs(60);
-const RATE: f64 = 3_000.0;
+const RATE: f64 = 5_000.0;
 /// How long the rate is measured before.
 const CALM: Duration = Duration::from_secs(15);
 
@@ -48,7 +48,7 @@ fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
     let redis = bench.redis();
     bench.config.generator.rate = RATE;
     bench.config.python.max_workers = 3;
-    bench.config.python.load_deadline_s = 2.0;
+    bench.config.python.load_deadline_s = 1.0;
     let node = bench.node("process,store");
     let tasks = bench.generate();
     wait_for("the flow to keep up", || {
@@ -104,8 +104,8 @@ fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
     for (kind, (n, sum)) in &took_by_kind {
         println!("{kind}: decided after {:?} on average", *sum / *n);
     }
-    // A minute where there are processors to spare; how fast a machine is, is no matter of a test.
     println!("{SWAPS} swaps took {took:?}");
+    assert!(took < STORM + Duration::from_secs(1), "the swaps took {took:?}");
 
     tasks.stop();
     node.verify();
@@ -124,7 +124,7 @@ fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
     let exported = node.metric("millstream_script_swap_seconds_count", &["validate_features"]);
     assert!(exported > 10.0, "swaps that came from files are measured: {exported}");
     println!("from saving to the first batch: at most {slowest:.3} s in the storm");
-    assert!(slowest < 20.0, "{slowest}");
+    assert!(slowest < 2.0, "{slowest}");
 
     let ledger = "SELECT l.script_sha256 AS version, min(epoch(f.created_at) - epoch(TIMESTAMPTZ '2000-01-01 00:00:00+00')) AS low,
                          max(epoch(f.created_at) - epoch(TIMESTAMPTZ '2000-01-01 00:00:00+00')) AS high
@@ -153,8 +153,7 @@ fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
     };
     let (before, during) = (rate(calm_from, storm_from), rate(storm_from, storm_to));
     println!("events/s of the stream: {before:.0} before, {during:.0} while swapping");
-    // A new version that starts takes a processor; a stream that stands still has next to nothing.
-    assert!(during >= 0.4 * before, "{during} after {before}");
+    assert!(during >= 0.8 * before, "{during} after {before}");
     node.stop_well();
     bench.judge_well(&expected(&tasks));
     drop(redis);
