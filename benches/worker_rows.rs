@@ -126,6 +126,7 @@ async fn start(source: &str, batch: &RecordBatch) -> (WorkerProcess, Loaded) {
         site_dirs: vec![site_dir()],
         lease: Duration::from_secs(3600),
         memory_limit: None,
+        fork_server: None,
     };
     let mut worker = WorkerProcess::spawn(&spec).await.expect("a worker");
     let script = Script::new("bench", Path::new("bench.py"), source);

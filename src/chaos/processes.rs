@@ -72,22 +72,44 @@ impl Drop for Frozen {
     }
 }
 
-/// The worker processes that a node has started and that live.
+/// The worker processes that a node has started and that live, those of its fork server too.
 #[must_use]
 pub fn workers_of(node: u32) -> Vec<u32> {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{node}/task")) else { return Vec::new() };
+    let mut workers = Vec::new();
+    for child in children_of(node) {
+        match role_of(child).as_deref() {
+            Some(WORKER) => workers.push(child),
+            Some(FORK_SERVER) => {
+                let forks = children_of(child).into_iter();
+                workers.extend(forks.filter(|fork| role_of(*fork).as_deref() == Some(WORKER)));
+            }
+            _ => {}
+        }
+    }
+    workers
+}
+
+const WORKER: &str = "python-worker";
+const FORK_SERVER: &str = "python-forkserver";
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let children = threads
         .flatten()
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let children = children.collect::<Vec<_>>().join(" ");
-    let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-    pids.filter(|pid| is_worker(*pid)).collect()
+    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The subcommand that a process of this program runs.
+fn role_of(pid: u32) -> Option<String> {
+    // A process that is dead but not reaped has no command line any more.
+    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    command.split('\0').nth(1).map(str::to_owned)
 }
 
 fn is_worker(pid: u32) -> bool {
-    // A process that is dead but not reaped has no command line any more.
-    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.split('\0').nth(1) == Some("python-worker")
+    role_of(pid).as_deref() == Some(WORKER)
 }
 
 /// A time during which more workers lived than may.

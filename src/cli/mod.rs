@@ -93,6 +93,13 @@ enum Command {
         #[arg(long)]
         fd: i32,
     },
+    /// The process of which Python workers are forks, as the node starts it.
+    #[command(hide = true)]
+    PythonForkserver {
+        /// The inherited socket.
+        #[arg(long)]
+        fd: i32,
+    },
     /// The check of an uploaded file, as the node starts it.
     #[command(hide = true)]
     CheckFile,
@@ -156,6 +163,9 @@ pub fn main() -> ExitCode {
     if let Command::PythonWorker { fd } = cli.command {
         return crate::python::worker_main(fd);
     }
+    if let Command::PythonForkserver { fd } = cli.command {
+        return crate::python::forkserver_main(fd);
+    }
     if let Command::CheckFile = cli.command {
         return crate::files::child_main();
     }
@@ -190,7 +200,9 @@ pub fn main() -> ExitCode {
             Command::Transforms(args) => transforms::transforms(args).await,
             Command::Kill(args) => kill::kill(args).await,
             Command::Config(args) => run::config(&args),
-            Command::PythonWorker { .. } | Command::CheckFile => Ok(()),
+            Command::PythonWorker { .. }
+            | Command::PythonForkserver { .. }
+            | Command::CheckFile => Ok(()),
         }
     });
     // Whatever the outcome: a trace tells most about a node that could not go on.

@@ -22,6 +22,7 @@ use crate::{
     kafka::{self, AcknowledgedPositions},
     online::marks,
     online::read::OnlineReader,
+    python::ForkServer,
     queue::{self, Keys, ReadingSlot, RedisLink},
     service,
     spool::{self, SharedSpool},
@@ -360,6 +361,8 @@ fn start_process(
     let keys = Keys::new(&config.node.namespace);
     let pool = config.kafka.max_inflight_bytes;
     let holds = Arc::new(StreamHolds::new(config.streams.len(), pool));
+    let (program, site_dirs) = (program(options)?, python_env::site_dirs(&config.python)?);
+    let linger = Duration::from_secs_f64(config.python.idle_stop_s);
     let parts = PythonParts {
         semaphore,
         workers: Arc::new(WorkerSlot::new(slot.held, python.clone())),
@@ -368,8 +371,9 @@ fn start_process(
         ingest: ingest.clone(),
         holds: holds.clone(),
         status: python,
-        program: program(options)?,
-        site_dirs: python_env::site_dirs(&config.python)?,
+        fork_server: Arc::new(ForkServer::new(&program, &site_dirs, linger)),
+        program,
+        site_dirs,
     };
     let deploy = DeployParts {
         redis: redis.clone(),

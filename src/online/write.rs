@@ -11,7 +11,10 @@ use crate::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{Pipeline, Script, ScriptInvocation, aio::ConnectionManager};
 use serde_json::json;
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
 
 /// Fields that one call writes at most, so that no call keeps Redis from others for long.
 const FIELDS_A_CALL: usize = 256;
@@ -24,15 +27,18 @@ const TRIPS: usize = 2;
 /// scope.
 const SCRIPT: &str = include_str!("write_online.lua");
 
-/// The script, as it is unless a defect is planted.
-fn script() -> Script {
+/// The script, as it is unless a defect is planted. Made once: it is known to Redis by its hash.
+fn script() -> &'static Script {
+    static RULED: LazyLock<Script> = LazyLock::new(|| Script::new(SCRIPT));
+    static UNFENCED: LazyLock<Script> = LazyLock::new(|| Script::new(&unfenced()));
+    static UNRULED: LazyLock<Script> = LazyLock::new(|| Script::new(&unruled()));
     if planted!("no_token_check") {
-        return Script::new(&unfenced());
+        &UNFENCED
+    } else if planted!("online_unruled") {
+        &UNRULED
+    } else {
+        &RULED
     }
-    if planted!("online_unruled") {
-        return Script::new(&unruled());
-    }
-    Script::new(SCRIPT)
 }
 
 /// The script that asks nobody for a token.
@@ -112,7 +118,6 @@ async fn invoke(
     let outcomes = stream::iter(0..trips)
         .map(|trip| {
             let mut connection = connection.clone();
-            let script = &script;
             async move {
                 let from = trip * a_trip;
                 let values = &values[from..values.len().min(from + a_trip)];

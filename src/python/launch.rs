@@ -4,9 +4,12 @@
 //! sends the "parent died" signal when the *thread* that forked ends, so a worker must not be
 //! started by one that comes and goes. It is also what makes "reaped" a fact independent of any
 //! async runtime.
+//!
+//! A worker is a fork of the [`ForkServer`] where there is one, and a process of its own from the
+//! beginning otherwise. Nothing else tells the two apart.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::error::Exit;
+use super::forkserver::{ForkServer, Forked};
 
 /// The thread only waits: it needs next to no stack.
 const WAITER_STACK_BYTES: usize = 256 << 10;
@@ -42,7 +46,13 @@ pub struct WorkerSpec {
     /// Data memory (writable private mappings) that the process may have, in bytes; `None`: any.
     /// Python sees a `MemoryError`; a library that cannot go on without ends the process.
     pub memory_limit: Option<u64>,
+    /// Who forks it; `None`: it is started by itself, which takes longer.
+    pub fork_server: Option<Arc<ForkServer>>,
 }
+
+/// What every interpreter finds in its environment: text is UTF-8 whatever the locale of the node,
+/// and packages come from [`WorkerSpec::site_dirs`] alone.
+pub(super) const ENVIRONMENT: [(&str, &str); 2] = [("PYTHONUTF8", "1"), ("PYTHONNOUSERSITE", "1")];
 
 /// Tells when a worker process has ended and is reaped. Outlives the
 /// [`WorkerProcess`](super::WorkerProcess), so that a permit can be given back after a mere drop.
@@ -78,32 +88,88 @@ pub(super) async fn launch(spec: &WorkerSpec) -> io::Result<Launched> {
     let (ours, theirs) = UnixStream::pair()?;
     widen(&ours);
     widen(&theirs);
-    let mut command = command(spec, &theirs);
     let (tell, told) = oneshot::channel();
+    let of = spec.clone();
     thread::Builder::new()
         .name(format!("py-{}", spec.worker_id))
         .stack_size(WAITER_STACK_BYTES)
-        .spawn(move || {
-            let started = start(&mut command).map(|(child, stdout, stderr)| {
+        .spawn(move || match start(&of, theirs) {
+            Ok((leader, stdout, stderr)) => {
                 let (exited, exit) = watch::channel(None);
-                let group = Arc::new(Group { pid: child.id(), reaped: Mutex::new(false) });
+                let group = Arc::new(Group::of(&leader));
                 let life = Life { group: Arc::clone(&group), exit: ExitWatch(exit) };
-                (child, group, exited, Launched { life, socket: ours, stdout, stderr })
-            });
-            // The child has its copy; while this one is open its death would not close the socket.
-            drop(theirs);
-            match started {
-                Ok((child, group, exited, launched)) => {
-                    // When nobody waits any more, `launched` comes back and its drop kills the child.
-                    drop(tell.send(Ok(launched)));
-                    let exit = wait(child, &group);
-                    exited.send_replace(Some(exit));
-                }
-                // The one who asked is gone: nobody is left to be told.
-                Err(error) => drop(tell.send(Err(error))),
+                // When nobody waits any more, this comes back and its drop kills the process.
+                drop(tell.send(Ok(Launched { life, socket: ours, stdout, stderr })));
+                leader.wait();
+                exited.send_replace(Some(group.reap(leader)));
             }
+            // The one who asked is gone: nobody is left to be told.
+            Err(error) => drop(tell.send(Err(error))),
         })?;
     told.await.unwrap_or_else(|_| Err(io::Error::other("the thread that starts workers died")))
+}
+
+/// The process that leads a worker's group, to be waited for.
+enum Leader {
+    /// A child of this process.
+    Child(Child),
+    /// A child of the fork server.
+    Forked(Forked),
+}
+
+impl Leader {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Child(child) => child.id(),
+            Self::Forked(forked) => forked.pid(),
+        }
+    }
+
+    /// Blocks until it has ended. Its number, and its group's, stay its own until it is reaped.
+    fn wait(&self) {
+        match self {
+            // SAFETY: an all-zero `siginfo_t` is valid and outlives the call.
+            Self::Child(child) => unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                let how = libc::WEXITED | libc::WNOWAIT;
+                while libc::waitid(libc::P_PID, child.id(), &mut info, how) < 0
+                    && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+                {
+                }
+            },
+            Self::Forked(forked) => forked.wait(),
+        }
+    }
+
+    /// Reaps it; it has ended, so this does not block.
+    fn reap(self) -> Exit {
+        match self {
+            // It fails only if someone else reaped it.
+            Self::Child(mut child) => {
+                child.wait().map_or(Exit { code: None, signal: None }, Exit::from)
+            }
+            Self::Forked(forked) => forked.reap(),
+        }
+    }
+}
+
+/// Starts the process. Its end of the socket is closed in here: while it were open, the process's
+/// death would not close it.
+fn start(spec: &WorkerSpec, socket: UnixStream) -> io::Result<(Leader, OwnedFd, OwnedFd)> {
+    if let Some(fork_server) = &spec.fork_server {
+        let (stdout, out) = io::pipe()?;
+        let (stderr, err) = io::pipe()?;
+        let fds = [socket.as_fd(), out.as_fd(), err.as_fd()];
+        if let Some(forked) = fork_server.fork(spec.memory_limit, fds) {
+            return Ok((Leader::Forked(forked), stdout.into(), stderr.into()));
+        }
+    }
+    let mut child = command(spec, &socket).spawn()?;
+    match (child.stdout.take(), child.stderr.take()) {
+        (Some(stdout), Some(stderr)) => Ok((Leader::Child(child), stdout.into(), stderr.into())),
+        // Both were asked for as pipes.
+        _ => Err(io::Error::other("no pipes for the worker's output")),
+    }
 }
 
 fn widen(socket: &UnixStream) {
@@ -130,9 +196,7 @@ fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        // Text is UTF-8 whatever the locale of the node; packages come from the spec alone.
-        .env("PYTHONUTF8", "1")
-        .env("PYTHONNOUSERSITE", "1");
+        .envs(ENVIRONMENT);
     let memory = spec.memory_limit.map(|bytes| libc::rlimit { rlim_cur: bytes, rlim_max: bytes });
     // SAFETY: async-signal-safe calls only. Only the forked child lets the socket live through exec,
     // so no other process started at this moment inherits it. The thread that starts the child waits
@@ -151,28 +215,6 @@ fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
         });
     }
     command
-}
-
-fn start(command: &mut Command) -> io::Result<(Child, OwnedFd, OwnedFd)> {
-    let mut child = command.spawn()?;
-    match (child.stdout.take(), child.stderr.take()) {
-        (Some(stdout), Some(stderr)) => Ok((child, stdout.into(), stderr.into())),
-        // Both were asked for as pipes.
-        _ => Err(io::Error::other("no pipes for the worker's output")),
-    }
-}
-
-/// Waits for the child, ends what it left behind in its group, and reaps it.
-fn wait(mut child: Child, group: &Group) -> Exit {
-    // SAFETY: an all-zero `siginfo_t` is valid and outlives the call. WNOWAIT leaves the child
-    // unreaped, so its number and its group's stay its own until `reap` is through.
-    unsafe {
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        while libc::waitid(libc::P_PID, child.id(), &mut info, libc::WEXITED | libc::WNOWAIT) < 0
-            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-        {}
-    }
-    group.reap(&mut child)
 }
 
 /// What is sent to a worker from outside, as a fault or to end one.
@@ -212,10 +254,10 @@ impl ProcessHandle {
             WorkerSignal::Stop => libc::SIGSTOP,
             WorkerSignal::Continue => libc::SIGCONT,
         };
-        let reaped = self.0.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the process is not reaped while this lock is held, so the number is its own. A pid
-        // fits pid_t.
-        !*reaped && unsafe { libc::kill(self.0.pid as libc::pid_t, signal) } == 0
+        self.0.if_there(|pid| {
+            // SAFETY: the number is the process's own, and fits pid_t.
+            unsafe { libc::kill(pid as libc::pid_t, signal) == 0 }
+        })
     }
 }
 
@@ -230,30 +272,56 @@ impl serde::Serialize for ProcessHandle {
 #[derive(Debug)]
 struct Group {
     pid: u32,
+    /// Of a fork: its fork server may die, and somebody else reap it.
+    pidfd: Option<Arc<OwnedFd>>,
     reaped: Mutex<bool>,
 }
 
 impl Group {
-    fn kill(&self) {
+    fn of(leader: &Leader) -> Self {
+        let pidfd = match leader {
+            Leader::Child(_) => None,
+            Leader::Forked(forked) => Some(forked.pidfd()),
+        };
+        Self { pid: leader.pid(), pidfd, reaped: Mutex::new(false) }
+    }
+
+    /// Does something with the number while it is the leader's own; `false` when it is not.
+    fn if_there(&self, act: impl FnOnce(u32) -> bool) -> bool {
         let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*reaped {
-            self.signal_kill();
-        }
+        !*reaped && self.has_its_number() && act(self.pid)
     }
 
-    fn reap(&self, child: &mut Child) -> Exit {
+    fn has_its_number(&self) -> bool {
+        self.pidfd.as_ref().is_none_or(|pidfd| {
+            // SAFETY: signal 0 is none: it asks whether there still is such a process, and no
+            // information is passed along.
+            unsafe {
+                let nothing = std::ptr::null::<libc::siginfo_t>();
+                libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, nothing, 0) == 0
+            }
+        })
+    }
+
+    fn kill(&self) {
+        self.if_there(kill_group);
+    }
+
+    /// Ends what the leader left behind in its group, and reaps it.
+    fn reap(&self, leader: Leader) -> Exit {
         let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        self.signal_kill();
+        if self.has_its_number() {
+            kill_group(self.pid);
+        }
         *reaped = true;
-        // It has ended, so this does not block. It fails only if someone else reaped it.
-        child.wait().map_or(Exit { code: None, signal: None }, Exit::from)
+        leader.reap()
     }
+}
 
-    fn signal_kill(&self) {
-        // SAFETY: the leader is not reaped, so the number is that of the worker's own group. A pid
-        // fits pid_t.
-        unsafe { libc::kill(-(self.pid as libc::pid_t), libc::SIGKILL) };
-    }
+fn kill_group(pid: u32) -> bool {
+    // SAFETY: the leader is not reaped, so the number is that of the worker's own group. A pid fits
+    // pid_t.
+    unsafe { libc::kill(-(pid as libc::pid_t), libc::SIGKILL) == 0 }
 }
 
 /// Owns a worker process: dropping it kills the process group.

@@ -12,8 +12,8 @@
 //!   process, and shows up here as a [`WorkerError`] that says which of them it was.
 //! - The data travels on a socket of its own. What a script prints goes to the log; a fork of
 //!   the worker loses the socket, so it can never speak in the worker's name.
-//! - No orphan: a worker ends when its socket closes, when the thread that started it ends, and
-//!   when heartbeats stay away for 0.7 of the lease ([`Heartbeat`]). It takes its process group
+//! - No orphan: a worker ends when its socket closes, when the node or the [`ForkServer`] that
+//!   started it ends, and when heartbeats stay away for 0.7 of the lease ([`Heartbeat`]). It takes its process group
 //!   with it. Only a descendant that left the group (`setsid`) can escape.
 //! - [`WorkerProcess::stop`], [`WorkerProcess::kill`] and [`ExitWatch::wait`] return only once
 //!   the process is reaped, so a permit given back afterwards never admits one worker too many.
@@ -27,12 +27,14 @@
 //! | `schema` | the canonical feature rows and how a script's output is brought into it |
 //! | `script`, `helpers` | a script's text, its helpers', its style |
 //! | `process`, `launch`, `logs` | the parent's end: requests, start and death, output lines |
+//! | `forkserver` | both ends of the process of which workers are forks |
 //! | `worker`, `session`, `context`, `events`, `collect`, `bootstrap.py` | the child's end |
 
 mod collect;
 mod context;
 mod error;
 mod events;
+mod forkserver;
 mod helpers;
 mod launch;
 mod logs;
@@ -44,6 +46,7 @@ mod wire;
 mod worker;
 
 pub use error::{Exit, WorkerError};
+pub use forkserver::{ForkServer, forkserver_main};
 pub use helpers::HelperModule;
 pub use launch::{ExitWatch, ProcessHandle, WorkerSignal, WorkerSpec};
 pub use process::{Heartbeat, Loaded, TransformOutput, WorkerProcess};

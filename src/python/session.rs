@@ -17,7 +17,7 @@ use super::context::Context;
 use super::events::{self, Events};
 use super::schema;
 use super::script::Style;
-use super::wire::{self, Failure, Fault, Init, Load, LoadReply, Rejected};
+use super::wire::{self, Failure, Fault, Load, LoadReply, Rejected};
 use super::worker::Channel;
 use crate::proto::worker as headers;
 
@@ -43,21 +43,22 @@ struct Loaded {
     convert: Option<Py<PyAny>>,
 }
 
+/// Starts the interpreter, sets up its path, and gives the module of `bootstrap.py`.
+pub(super) fn bootstrap(site_dirs: Vec<PathBuf>) -> Result<Py<PyModule>, Failure> {
+    Python::attach(|py| {
+        let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
+        let bootstrap =
+            PyModule::from_code(py, text, c"<millstream worker>", c"_millstream_worker")
+                .and_then(|module| module.call_method1("prepare", (site_dirs,)).map(|_| module))
+                .map_err(|error| failure(Fault::Request, "Startup", error.to_string()))?;
+        Ok(bootstrap.unbind())
+    })
+}
+
 impl Session {
-    /// Starts the interpreter and sets up its path.
-    pub fn start(init: &Init, channel: Arc<Channel>) -> Result<Self, Failure> {
-        let paths = |dirs: &[Vec<u8>]| -> Vec<PathBuf> {
-            dirs.iter().map(|dir| wire::path_from_bytes(dir).to_owned()).collect()
-        };
-        let dirs = (paths(&init.site_dirs),);
-        Python::attach(|py| {
-            let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
-            let bootstrap =
-                PyModule::from_code(py, text, c"<millstream worker>", c"_millstream_worker")
-                    .and_then(|module| module.call_method1("prepare", dirs).map(|_| module))
-                    .map_err(|error| failure(Fault::Request, "Startup", error.to_string()))?;
-            Ok(Self { bootstrap: bootstrap.unbind(), channel, script: None })
-        })
+    /// One of an interpreter that is up.
+    pub fn new(bootstrap: Py<PyModule>, channel: Arc<Channel>) -> Self {
+        Self { bootstrap, channel, script: None }
     }
 
     /// Loads a script in place of the one before, if there was one.

@@ -17,7 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::session::{Session, failure};
+use pyo3::prelude::*;
+use pyo3::types::PyModule;
+
+use super::session::{self, Session, failure};
 use super::wire::{self, Beat, Failure, Fault, Frame, Init, Kind, RowsReply, WireError, boot_ms};
 use crate::protocol::lease::HEARTBEAT_SHARE;
 
@@ -60,6 +63,12 @@ impl Channel {
 ///
 /// Must be called from the main thread, before any other thread is started.
 pub fn worker_main(fd: RawFd) -> ExitCode {
+    serve(fd, None)
+}
+
+/// The same in a process in which Python is up already, with the module that
+/// [`session::bootstrap`] gave.
+pub(super) fn serve(fd: RawFd, mut bootstrap: Option<Py<PyModule>>) -> ExitCode {
     let socket = match adopt_socket(fd) {
         Ok(socket) => socket,
         Err(error) => {
@@ -88,7 +97,7 @@ pub fn worker_main(fd: RawFd) -> ExitCode {
     // The reader ends the process instead of hanging up, so this loop is left by `Stop` alone.
     for frame in frames {
         let stop = frame.kind == Kind::Stop;
-        if let Some(reply) = answer(frame, &mut session, &channel) {
+        if let Some(reply) = answer(frame, &mut session, &mut bootstrap, &channel) {
             reply_with(&channel, reply);
         }
         if stop {
@@ -104,13 +113,14 @@ pub fn worker_main(fd: RawFd) -> ExitCode {
 fn answer(
     frame: Frame,
     session: &mut Option<Session>,
+    bootstrap: &mut Option<Py<PyModule>>,
     channel: &Arc<Channel>,
 ) -> Option<Result<Frame, Failure>> {
     let kind = frame.kind;
     // A panic in here (a foreign Arrow array that is not what it says, say) fails the request. The
     // parent replaces the worker after failures of this kind, so half-changed state is not reused.
     let outcome = catch_unwind(AssertUnwindSafe(|| match kind {
-        Kind::Init => Some(start(&frame, session, channel)),
+        Kind::Init => Some(start(&frame, session, bootstrap, channel)),
         Kind::Load => Some(load(frame, session.as_mut())),
         Kind::Transform => Some(transform(frame, session.as_ref())),
         Kind::Stop => {
@@ -133,10 +143,16 @@ fn answer(
 fn start(
     frame: &Frame,
     session: &mut Option<Session>,
+    bootstrap: &mut Option<Py<PyModule>>,
     channel: &Arc<Channel>,
 ) -> Result<Frame, Failure> {
     let init: Init = frame.header().map_err(malformed)?;
-    *session = Some(Session::start(&init, Arc::clone(channel))?);
+    let paths = init.site_dirs.iter().map(|dir| wire::path_from_bytes(dir).to_owned());
+    let bootstrap = match bootstrap.take() {
+        Some(bootstrap) => bootstrap,
+        None => session::bootstrap(paths.collect())?,
+    };
+    *session = Some(Session::new(bootstrap, Arc::clone(channel)));
     Frame::new(Kind::Ready, &()).map_err(malformed)
 }
 

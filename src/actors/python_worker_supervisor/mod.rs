@@ -70,7 +70,7 @@ use crate::{
     config::Config,
     decode::Decoder,
     messages::{Drain, EventBatch},
-    python::WorkerSpec,
+    python::{ForkServer, WorkerSpec},
     supervision::{Link, Undelivered},
     telemetry::{StageMeter, catalogue as m},
 };
@@ -120,6 +120,8 @@ pub struct PythonParts {
     pub program: PathBuf,
     /// `site-packages` of the scripts' environment.
     pub site_dirs: Vec<PathBuf>,
+    /// Of which workers are forks; the node has one.
+    pub fork_server: Arc<ForkServer>,
 }
 
 impl PythonParts {
@@ -132,6 +134,7 @@ impl PythonParts {
             site_dirs: self.site_dirs.clone(),
             lease: Duration::from_secs_f64(config.python.lease_s),
             memory_limit: config.python.memory_limit(),
+            fork_server: Some(self.fork_server.clone()),
         }
     }
 }

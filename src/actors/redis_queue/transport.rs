@@ -23,8 +23,9 @@ use tokio::sync::{Semaphore, mpsc};
 const LISTEN: Duration = Duration::from_secs(5);
 /// Entries that one round trip puts on the queue at most.
 const ENTRIES_A_TRIP: usize = 16;
-/// How soon a part is tried again that must not be online before what another script version made.
-const SETTLING: Duration = Duration::from_millis(5);
+/// When a part is tried again at the latest that must not be online before what another script
+/// version made.
+const SETTLING: Duration = Duration::from_millis(500);
 
 /// Entries that the planted defect `queue_trimmed` leaves on the queue.
 const TRIMMED_TO: usize = 2;
@@ -114,7 +115,7 @@ async fn write_part(
     loop {
         let (source, token, values) = (&part.source, part.token, &part.online);
         let known = durable.get(source);
-        let settled = known.is_some_and(|at| part.from <= at);
+        let settled = known.is_some_and(|seen| part.from <= seen.durable);
         let promise = Promise { to: part.to, script_sha256, settled };
         // Not kept while it waits: what must become durable first may wait for the turn, too. Nobody
         // closes the semaphore.
@@ -125,10 +126,19 @@ async fn write_part(
         let written =
             online::write(connection, keys, generation, source, token, &promise, values).await;
         drop(permit);
-        match written {
-            Ok(OnlineOutcome::Early) if known.is_some() => tokio::time::sleep(SETTLING).await,
-            Ok(outcome) => return outcome,
-            Err(error) => {
+        match (written, known) {
+            (Ok(OnlineOutcome::Early), Some(seen)) => {
+                let follow = durable.may_follow(source, part.from, script_sha256, seen);
+                // What Redis knows and this node does not, is asked for again.
+                let _ = tokio::time::timeout(SETTLING, follow).await;
+            }
+            (Ok(outcome), _) => {
+                if outcome == OnlineOutcome::Written {
+                    durable.promised(source, script_sha256);
+                }
+                return outcome;
+            }
+            (Err(error), _) => {
                 METER.error("redis");
                 tracing::warn!(%error, "the online write failed; trying again");
                 tokio::time::sleep(RETRY).await;

@@ -200,6 +200,8 @@ fn rehearsal(
             .map_err(|error| Failure::Config(format!("{error:#}")))?,
         lease: Duration::MAX,
         memory_limit: config.python.memory_limit(),
+        // One worker, or two: it would be started for nothing.
+        fork_server: None,
     };
     let (bar, started) = (bar.clone(), started.clone());
     Ok(Rehearsal::new(RehearsalParts {

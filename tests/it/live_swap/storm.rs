@@ -98,6 +98,10 @@ fn a_hundred_swaps_in_a_minute_every_second_one_broken() {
         (*n, *sum) = (*n + 1, *sum + asked.elapsed());
         // Evenly over the minute.
         let due = started + STORM * number / SWAPS;
+        let late = Instant::now().saturating_duration_since(due);
+        if late > Duration::ZERO {
+            println!("{number} ({kind}) took {:?}, {late:?} late", asked.elapsed());
+        }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     let (took, storm_to) = (started.elapsed(), chrono::Utc::now());

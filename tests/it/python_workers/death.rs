@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use millstream::python::{Exit, WorkerError, WorkerProcess, WorkerSpec};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::{DEADLINE, EVENT_IDENTITY, events, in_time, script, spec, started};
+use super::{DEADLINE, EVENT_IDENTITY, alone, events, in_time, script, spec, started_as};
 
 async fn process_is_gone(pid: u32) {
     let proc = PathBuf::from(format!("/proc/{pid}"));
@@ -35,8 +35,10 @@ def transform(event: dict):
         os._exit(1)
 "
     );
-    for (rows, how) in [(1, "kill"), (2, "own exit"), (1, "stop"), (1, "drop")] {
-        let mut worker = started(&source).await;
+    let ways = [(1, "kill"), (2, "own exit"), (1, "stop"), (1, "drop")];
+    for (spec, (rows, how)) in [spec(), alone()].iter().flat_map(|spec| ways.map(|way| (spec, way)))
+    {
+        let mut worker = started_as(spec, &source).await;
         let _ = in_time(worker.transform(&events(rows))).await;
         let pid: u32 = std::fs::read_to_string(&note).unwrap().parse().unwrap();
         match how {
@@ -111,21 +113,29 @@ async fn a_worker_that_was_stopped_beyond_its_lease_leaves_at_once() {
 
 #[tokio::test]
 async fn a_dropped_worker_is_killed_and_reaped() {
-    let worker = started(EVENT_IDENTITY).await;
-    let (pid, mut watch) = (worker.pid(), worker.exit_watch());
-    drop(worker);
-    assert_eq!(in_time(watch.wait()).await, Exit { code: None, signal: Some(9) });
-    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "not reaped");
+    for spec in [spec(), alone()] {
+        let worker = started_as(&spec, EVENT_IDENTITY).await;
+        let (pid, mut watch) = (worker.pid(), worker.exit_watch());
+        drop(worker);
+        assert_eq!(in_time(watch.wait()).await, Exit { code: None, signal: Some(9) });
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "not reaped");
+    }
 }
 
 #[tokio::test]
 async fn no_orphan_when_the_node_is_killed() {
+    for how in ["forked", "alone"] {
+        no_orphan_of_a_killed_node(how).await;
+    }
+}
+
+async fn no_orphan_of_a_killed_node(how: &str) {
     // A process of its own plays the node: it starts a worker that hangs with the lock held, tells
     // the pids and waits to be killed.
     let (_, module) = module_path!().split_once("::").unwrap();
     let mut node = tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("{module}::node_to_be_killed"), "--nocapture"])
-        .env("MILLSTREAM_TEST_NODE", "1")
+        .env("MILLSTREAM_TEST_NODE", how)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -150,9 +160,11 @@ async fn no_orphan_when_the_node_is_killed() {
 /// Plays the node for the test above; nothing by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_to_be_killed() {
-    if std::env::var_os("MILLSTREAM_TEST_NODE").is_none() {
-        return;
-    }
+    let spec = match std::env::var("MILLSTREAM_TEST_NODE").as_deref() {
+        Ok("forked") => spec(),
+        Ok("alone") => alone(),
+        _ => return,
+    };
     let dir = tempfile::tempdir().unwrap();
     let note = dir.path().join("pid");
     let source = format!(
@@ -168,7 +180,7 @@ def transform(event: dict):
         dir.path().join("new"),
         dir.path().join("new"),
     );
-    let mut worker = started(&source).await;
+    let mut worker = started_as(&spec, &source).await;
     let pid = worker.pid();
     let tell = async {
         while !note.exists() {

@@ -7,6 +7,7 @@
 mod cap;
 mod contract;
 mod death;
+mod forked;
 mod loading;
 mod misbehaviour;
 mod poison;
@@ -16,7 +17,7 @@ mod styles;
 mod survival;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arrow::array::{
@@ -24,7 +25,9 @@ use arrow::array::{
     TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType, UInt32Type};
-use millstream::python::{Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec};
+use millstream::python::{
+    ForkServer, Script, TransformOutput, WorkerError, WorkerProcess, WorkerSpec,
+};
 
 /// Long enough for a cold import of every package on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -45,13 +48,26 @@ fn site_dir() -> PathBuf {
         })
 }
 
+fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_millstream"))
+}
+
+/// A worker as a node starts it: a fork.
 fn spec() -> WorkerSpec {
+    static FORK_SERVER: LazyLock<Arc<ForkServer>> =
+        LazyLock::new(|| Arc::new(ForkServer::new(&program(), &[site_dir()], LEASE)));
+    WorkerSpec { fork_server: Some(FORK_SERVER.clone()), ..alone() }
+}
+
+/// A worker that is no fork.
+fn alone() -> WorkerSpec {
     WorkerSpec {
         worker_id: "test-worker".into(),
-        program: PathBuf::from(env!("CARGO_BIN_EXE_millstream")),
+        program: program(),
         site_dirs: vec![site_dir()],
         lease: LEASE,
         memory_limit: None,
+        fork_server: None,
     }
 }
 
@@ -88,7 +104,11 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn started(source: &str) -> WorkerProcess {
-    let mut worker = in_time(WorkerProcess::spawn(&spec())).await.unwrap();
+    started_as(&spec(), source).await
+}
+
+async fn started_as(spec: &WorkerSpec, source: &str) -> WorkerProcess {
+    let mut worker = in_time(WorkerProcess::spawn(spec)).await.unwrap();
     in_time(worker.load(&script(source), &events(0).schema())).await.unwrap();
     worker
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use millstream::python::{Style, WorkerError, WorkerProcess, WorkerSpec};
 
 use super::{DEADLINE, EVENT_IDENTITY, assert_identity, events, in_time, row_numbers};
-use super::{run, script, spec};
+use super::{alone, run, script, spec};
 
 async fn style_of(source: &str) -> Result<Style, WorkerError> {
     let mut worker = in_time(WorkerProcess::spawn(&spec())).await.unwrap();
@@ -84,7 +84,7 @@ async fn one_event_in_and_out() {
 
 #[tokio::test]
 async fn one_event_needs_no_packages() {
-    let bare = WorkerSpec { site_dirs: vec![PathBuf::from("/nonexistent")], ..spec() };
+    let bare = WorkerSpec { site_dirs: vec![PathBuf::from("/nonexistent")], ..alone() };
     let mut worker = in_time(WorkerProcess::spawn(&bare)).await.unwrap();
     let source = format!(
         "import sys\n{EVENT_IDENTITY}\nassert not {{'polars', 'pyarrow', 'numpy'}} & set(sys.modules)\n"

@@ -52,6 +52,7 @@ impl Bench {
                 site_dirs: Vec::new(),
                 lease: LEASE,
                 memory_limit: None,
+                fork_server: None,
             },
             script: Arc::new(script),
             input: Arc::new(arrow::datatypes::Schema::empty()),
