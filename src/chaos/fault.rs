@@ -141,7 +141,7 @@ use Target::{
 
 /// Every kind, in the order in which they are listed.
 #[rustfmt::skip]
-pub const KINDS: [Kind; 41] = [
+pub const KINDS: [Kind; 42] = [
     kind("actor-kill", Actors, "an actor is killed; its next instance goes on", AT_ONCE, OFTEN, Nothing),
     kind("actor-panic", Actors, "a handler of an actor panics", AT_ONCE, OFTEN, Nothing),
     kind("actor-error", Actors, "an actor ends with an error", AT_ONCE, OFTEN, Nothing),
@@ -150,6 +150,7 @@ pub const KINDS: [Kind; 41] = [
     kind("process-kill", Processes, "a node with the role process gets SIGKILL, and is started again", AT_ONCE, SELDOM, Nothing),
     kind("process-stop", Processes, "a node with the role process is stopped for a while", (300, 1_500), NOW_AND_THEN, Nothing),
     kind("process-zombie", Processes, "a node with the role process is stopped for longer than its session in the group", (5_000, 7_000), SELDOM, Nothing),
+    kind("forkserver-kill", Processes, "the process of which Python workers are forks gets SIGKILL, and they with it", AT_ONCE, NOW_AND_THEN, Nothing),
     kind("store-kill", Processes, "the store gets SIGKILL, and is started again", AT_ONCE, SELDOM, Nothing),
     kind("store-stop", Processes, "the store is stopped for a while", (300, 2_500), NOW_AND_THEN, Nothing),
     kind("redis-kill", Redis, "redis-server gets SIGKILL, and is started again on its file", AT_ONCE, SELDOM, Nothing),

@@ -75,30 +75,31 @@ impl Drop for Frozen {
 /// The worker processes that a node has started and that live, those of its fork server too.
 #[must_use]
 pub fn workers_of(node: u32) -> Vec<u32> {
-    let mut workers = Vec::new();
-    for child in children_of(node) {
-        match role_of(child).as_deref() {
-            Some(WORKER) => workers.push(child),
-            Some(FORK_SERVER) => {
-                let forks = children_of(child).into_iter();
-                workers.extend(forks.filter(|fork| role_of(*fork).as_deref() == Some(WORKER)));
-            }
-            _ => {}
-        }
+    let mut workers = children_of(node, WORKER);
+    for fork_server in fork_servers_of(node) {
+        workers.extend(children_of(fork_server, WORKER));
     }
     workers
+}
+
+/// The processes of which a node's workers are forks: one, or for a moment more.
+#[must_use]
+pub fn fork_servers_of(node: u32) -> Vec<u32> {
+    children_of(node, FORK_SERVER)
 }
 
 const WORKER: &str = "python-worker";
 const FORK_SERVER: &str = "python-forkserver";
 
-fn children_of(pid: u32) -> Vec<u32> {
+/// The children of a process that run this subcommand.
+fn children_of(pid: u32, role: &str) -> Vec<u32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let children = threads
         .flatten()
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let children = children.collect::<Vec<_>>().join(" ");
-    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.filter(|pid| role_of(*pid).as_deref() == Some(role)).collect()
 }
 
 /// The subcommand that a process of this program runs.

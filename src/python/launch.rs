@@ -50,8 +50,8 @@ pub struct WorkerSpec {
     pub fork_server: Option<Arc<ForkServer>>,
 }
 
-/// What every interpreter finds in its environment: text is UTF-8 whatever the locale of the node,
-/// and packages come from [`WorkerSpec::site_dirs`] alone.
+/// What every interpreter finds in its environment: packages come from [`WorkerSpec::site_dirs`]
+/// alone, and what a script starts speaks UTF-8 as the script does.
 pub(super) const ENVIRONMENT: [(&str, &str); 2] = [("PYTHONUTF8", "1"), ("PYTHONNOUSERSITE", "1")];
 
 /// Tells when a worker process has ended and is reaped. Outlives the

@@ -45,6 +45,7 @@ struct Loaded {
 
 /// Starts the interpreter, sets up its path, and gives the module of `bootstrap.py`.
 pub(super) fn bootstrap(site_dirs: Vec<PathBuf>) -> Result<Py<PyModule>, Failure> {
+    speak_utf8()?;
     Python::attach(|py| {
         let text = pyo3::ffi::c_str!(include_str!("bootstrap.py"));
         let bootstrap =
@@ -53,6 +54,32 @@ pub(super) fn bootstrap(site_dirs: Vec<PathBuf>) -> Result<Py<PyModule>, Failure
                 .map_err(|error| failure(Fault::Request, "Startup", error.to_string()))?;
         Ok(bootstrap.unbind())
     })
+}
+
+/// Text is UTF-8 whatever the locale of the node, as with `python -X utf8`: an embedded interpreter
+/// does not look at `PYTHONUTF8`.
+fn speak_utf8() -> Result<(), Failure> {
+    use pyo3::ffi;
+    // SAFETY: Python is not up yet in this process, which nobody else brings up. The structure is
+    // filled in by the call made for that before it is read.
+    let status = unsafe {
+        let mut config = std::mem::MaybeUninit::<ffi::PyPreConfig>::zeroed();
+        ffi::PyPreConfig_InitPythonConfig(config.as_mut_ptr());
+        let mut config = config.assume_init();
+        config.utf8_mode = 1;
+        let status = ffi::Py_PreInitialize(&raw const config);
+        if ffi::PyStatus_Exception(status) == 0 {
+            return Ok(());
+        }
+        status
+    };
+    let why = if status.err_msg.is_null() {
+        String::new()
+    } else {
+        // SAFETY: Python gives a text that it never frees.
+        unsafe { std::ffi::CStr::from_ptr(status.err_msg) }.to_string_lossy().into_owned()
+    };
+    Err(failure(Fault::Request, "Startup", format!("Python cannot be set to UTF-8: {why}")))
 }
 
 impl Session {

@@ -1,7 +1,10 @@
 //! The whole way: events in, rows in DuckDB, newest values in Redis.
 
 use crate::support::{Bench, Sent, broker, expected, millstream, produce, run_json, wait_for};
-use millstream::embedded::EmbeddedRedis;
+use millstream::{
+    chaos::processes::{fork_servers_of, workers_of},
+    embedded::EmbeddedRedis,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -196,6 +199,9 @@ fn workers_come_on_demand_and_none_lives_when_idle() {
     wait_for("the idle worker to stop", || (workers(&node) == 0).then_some(()));
     let held = redis_zcard(&bench, &node);
     assert_eq!(held, 0, "its permit is back");
+    wait_for("no process with Python to be left", || {
+        (fork_servers_of(node.pid()).is_empty() && workers_of(node.pid()).is_empty()).then_some(())
+    });
     node.stop_well();
 }
 

@@ -13,7 +13,7 @@ use super::{
     fault::find,
     lane::Lane,
     plan::Planned,
-    processes::{Frozen, signal, workers_of},
+    processes::{Frozen, fork_servers_of, signal, workers_of},
     proxy::Proxy,
     rig::{Broker, NodeSlot, Redis, Rig},
 };
@@ -136,6 +136,7 @@ impl Injector {
             "actor-kill" | "actor-panic" | "actor-error" => self.actor(telling, process),
             "worker-kill" | "worker-stop" => on(process, telling, worker),
             "process-kill" | "process-stop" | "process-zombie" => on(process, telling, node),
+            "forkserver-kill" => on(process, telling, fork_server),
             "store-kill" | "store-stop" => on(&rig.store, telling, node),
             "redis-kill" | "redis-empty" | "redis-flush" | "redis-stop" | "redis-slow" => {
                 on(&rig.redis, telling, redis)
@@ -218,6 +219,16 @@ fn worker(node: &mut NodeSlot, planned: &Planned) -> Done {
         last(planned);
     }
     Ok(None)
+}
+
+fn fork_server(node: &mut NodeSlot, _: &Planned) -> Done {
+    node.keep()?;
+    let pid = node.pid().context("the node lives")?;
+    match fork_servers_of(pid).first().map(|pid| signal(*pid, libc::SIGKILL)) {
+        Some(Ok(())) => Ok(None),
+        Some(Err(_)) => nothing("the fork server was gone"),
+        None => nothing(format!("no fork server of {} lives", node.parts.name)),
+    }
 }
 
 fn node(node: &mut NodeSlot, planned: &Planned) -> Done {

@@ -58,7 +58,7 @@ def transform(event: dict):
         os.getpgrp() == os.getpid(), os.getsid(0) == os.getsid(os.getppid()),
         threading.active_count() == 1, threading.current_thread() is threading.main_thread(),
         resource.getrlimit(resource.RLIMIT_DATA) == (1 << 30, 1 << 30),
-        os.readlink('/proc/self/fd/0') == '/dev/null', sys.stdout.encoding == 'utf-8',
+        os.readlink('/proc/self/fd/0') == '/dev/null', sys.flags.utf8_mode == 1,
         not {'polars', 'pyarrow', 'numpy'} & set(sys.modules), sys.argv == ['millstream-worker'],
     ]
     del event['count']
