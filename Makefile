@@ -78,7 +78,7 @@ dashboards: setup ## write dashboards/*.json and docs/metrics.md anew
 example: build ## 336,776 real flights through Kafka, checked against the file
 	@examples/flights/run.sh $(ARGS)
 
-bench: build ## events per second, cost of metrics, files, reads beside Feast, rows per second of a worker (ARGS="--only reads")
+bench: build ## events per second, cost of metrics, files, live swaps, reads beside Feast, rows per second of a worker (ARGS="--only reads")
 	@benches/run.sh $(ARGS)
 	@if [[ "$(ARGS)" != *--only* ]]; then cargo bench $(FEATURES) --bench worker_rows; fi
 

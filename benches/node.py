@@ -1,4 +1,4 @@
-"""A node as a benchmark's child: its start, its memory, its end."""
+"""A node as a benchmark's child: its start, its memory, its processor time, its end."""
 
 import json
 import os
@@ -24,22 +24,43 @@ def resident_mb(root: int) -> float:
     return total * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def family(root: int) -> list[int]:
-    """A process and all its descendants."""
-    parents: dict[int, list[int]] = {}
+def stats() -> dict[int, list[str]]:
+    """Of each process what `/proc/PID/stat` says after its name: state, parent, …"""
+    found: dict[int, list[str]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
             except OSError:
                 continue
-            parents.setdefault(int(stat.rsplit(")", 1)[1].split()[1]), []).append(int(entry.name))
+            found[int(entry.name)] = stat.rsplit(")", 1)[1].split()
+    return found
+
+
+def family(root: int, known: dict[int, list[str]] | None = None) -> list[int]:
+    """A process and all its descendants."""
+    parents: dict[int, list[int]] = {}
+    for pid, fields in (stats() if known is None else known).items():
+        parents.setdefault(int(fields[1]), []).append(pid)
     found, todo = [], [root]
     while todo:
         pid = todo.pop()
         found.append(pid)
         todo.extend(parents.get(pid, []))
     return found
+
+
+def processor_s(root: int) -> float:
+    """Processor time of a process and all its descendants until now, in seconds.
+
+    User and system time. What a descendant that has ended took counts once it was waited for, and
+    until then as a zombie's own.
+    """
+    known = stats()
+    ticks = sum(
+        int(ticks) for pid in family(root, known) if pid in known for ticks in known[pid][11:15]
+    )
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def address(node: subprocess.Popen, log: Path) -> str:

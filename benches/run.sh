@@ -5,11 +5,12 @@
 #           same style (confluent-kafka, polars, duckdb), on the same topic, in the same run
 #   metrics what keeping metrics costs, scraped every second, beside the same without
 #   files   files of events: rows a second, and what they do to live events
+#   swaps   live swaps of a script, every second one broken: how long they take, and what they do to live events
 #   reads   training sets and online features, beside Feast on the same data
 #
 # Usage: benches/run.sh [--only PART] [--events N] [--rounds R] [--keep] [-- READS…]
 #
-# READS are arguments of benches/reads.py, such as --rows N or --no-feast. `reads` needs no Kafka.
+# READS are arguments of benches/reads.py, such as --rows N or --no-feast. `swaps` and `reads` need no Kafka.
 # Absolute figures depend on the machine and on what else it does: compare within one run.
 set -euo pipefail
 
@@ -31,7 +32,10 @@ while (($#)); do
   shift
 done
 READS=("$@")
-case $ONLY in "" | events | metrics | files | reads) ;; *) die "no part $ONLY: events, metrics, files or reads" ;; esac
+case $ONLY in
+  "" | events | metrics | files | swaps | reads) ;;
+  *) die "no part $ONLY: events, metrics, files, swaps or reads" ;;
+esac
 wanted() { [[ -z $ONLY || $ONLY == "$1" ]]; }
 
 PYTHON=$ROOT/.venv/bin/python
@@ -112,6 +116,12 @@ files() {
   "$PYTHON" "$BENCH/uploads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" --dir "$WORK/uploads"
 }
 
+swaps() {
+  say "Swaps: versions of a script beside live events …"
+  "$PYTHON" "$BENCH/swaps.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
+    --dir "$WORK/swaps" --rounds "$ROUNDS"
+}
+
 reads() {
   say "Reads: training sets and online features …"
   "$PYTHON" "$BENCH/reads.py" --millstream "$MILLSTREAM" --config "$BENCH/bench.toml" \
@@ -124,4 +134,5 @@ if wanted events || wanted metrics || wanted files; then start_kafka; fi
 if wanted events; then events; fi
 if wanted metrics; then metrics; fi
 if wanted files; then files; fi
+if wanted swaps; then swaps; fi
 if wanted reads; then reads; fi

@@ -178,7 +178,8 @@ pub struct PythonConfig {
     pub venv: PathBuf,
     /// Live workers over all nodes that share the namespace.
     pub max_workers: u32,
-    /// Seconds without work after which a worker stops.
+    /// Seconds without work after which a worker stops, and without workers after which the process
+    /// stops of which they are forks.
     pub idle_stop_s: f64,
     /// Seconds that one batch may run.
     pub batch_deadline_s: f64,
