@@ -36,6 +36,8 @@ ALLOWED = (
 
 # Names of the modules made by `load`, which may be loaded again.
 _loaded = set()
+# Names of the modules that are there only because the fork server imported them.
+_preloaded = set()
 
 
 class ContractError(Exception):
@@ -148,15 +150,25 @@ PRELOADED = (
 
 def preload():
     """Imports what workers will need; in the fork server."""
+    before = set(sys.modules)
     for name in PRELOADED:
         try:
             importlib.import_module(name)
         except ImportError:
             # Left out by whoever built this Python.
             pass
+    _preloaded.update(set(sys.modules) - before)
     gc.collect()
     # The collector of a worker leaves these alone, so that their memory stays shared.
     gc.freeze()
+
+
+def _forget_preloaded(name):
+    """Lets a script or helper have the name of a module that no worker would have without us."""
+    for module in list(_preloaded):
+        if module == name or module.startswith(name + "."):
+            _preloaded.discard(module)
+            sys.modules.pop(module, None)
 
 
 def fork():
@@ -173,6 +185,8 @@ def load(name, path, source, modules, context, columns):
 
     Returns (transform, style, whether it takes ctx, teardown or None, timeout in seconds or 0).
     """
+    for own in (name, *(helper for helper, *_ in modules)):
+        _forget_preloaded(own)
     if name in sys.modules and name not in _loaded:
         raise ImportError(
             f"a script cannot be called {name!r}: Python already has a module of that name"

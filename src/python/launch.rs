@@ -6,7 +6,8 @@
 //! async runtime.
 //!
 //! A worker is a fork of the [`ForkServer`] where there is one, and a process of its own from the
-//! beginning otherwise. Nothing else tells the two apart.
+//! beginning otherwise. To whoever uses it the two are the same, but for one thing: a fork whose fork
+//! server died has ended nobody knows how.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,7 +24,7 @@ use tokio::sync::{oneshot, watch};
 use super::error::Exit;
 use super::forkserver::{ForkServer, Forked};
 
-/// The thread only waits: it needs next to no stack.
+/// The thread starts a process and waits: it needs next to no stack.
 const WAITER_STACK_BYTES: usize = 256 << 10;
 
 /// Wished-for room in the socket each way: a usual batch passes without the two sides waiting for
@@ -38,7 +39,8 @@ pub struct WorkerSpec {
     /// The binary to run with `python-worker --fd N`: `std::env::current_exe()`.
     pub program: PathBuf,
     /// The `site-packages` folders of the environment whose packages scripts may use. When there
-    /// are any, the interpreter's own are not used. They must fit the linked Python version.
+    /// are any, the interpreter's own are not used. They must fit the linked Python version, and be
+    /// those of the fork server, if there is one.
     pub site_dirs: Vec<PathBuf>,
     /// How long the permit lasts under which the worker runs; it leaves 0.7 of this after the last
     /// heartbeat.
@@ -141,7 +143,7 @@ impl Leader {
         }
     }
 
-    /// Reaps it; it has ended, so this does not block.
+    /// Reaps it. It has ended, so a child is reaped at once; of a fork the fork server must be asked.
     fn reap(self) -> Exit {
         match self {
             // It fails only if someone else reaped it.
@@ -254,10 +256,7 @@ impl ProcessHandle {
             WorkerSignal::Stop => libc::SIGSTOP,
             WorkerSignal::Continue => libc::SIGCONT,
         };
-        self.0.if_there(|pid| {
-            // SAFETY: the number is the process's own, and fits pid_t.
-            unsafe { libc::kill(pid as libc::pid_t, signal) == 0 }
-        })
+        self.0.signal(signal)
     }
 }
 
@@ -286,42 +285,54 @@ impl Group {
         Self { pid: leader.pid(), pidfd, reaped: Mutex::new(false) }
     }
 
-    /// Does something with the number while it is the leader's own; `false` when it is not.
-    fn if_there(&self, act: impl FnOnce(u32) -> bool) -> bool {
+    /// Sends the leader a signal; `false` when it is reaped.
+    fn signal(&self, signal: libc::c_int) -> bool {
         let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        !*reaped && self.has_its_number() && act(self.pid)
-    }
-
-    fn has_its_number(&self) -> bool {
-        self.pidfd.as_ref().is_none_or(|pidfd| {
-            // SAFETY: signal 0 is none: it asks whether there still is such a process, and no
-            // information is passed along.
-            unsafe {
-                let nothing = std::ptr::null::<libc::siginfo_t>();
-                libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, nothing, 0) == 0
+        !*reaped
+            && match &self.pidfd {
+                Some(pidfd) => send_to(pidfd, signal),
+                // SAFETY: the leader is a child that is not reaped while this lock is held, so the
+                // number is its own. A pid fits pid_t.
+                None => unsafe { libc::kill(self.pid as libc::pid_t, signal) == 0 },
             }
-        })
     }
 
     fn kill(&self) {
-        self.if_there(kill_group);
+        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*reaped {
+            self.kill_group();
+        }
     }
 
     /// Ends what the leader left behind in its group, and reaps it.
     fn reap(&self, leader: Leader) -> Exit {
         let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.has_its_number() {
-            kill_group(self.pid);
-        }
+        self.kill_group();
         *reaped = true;
+        // Nobody uses the number from here on, and a fork server may take its time.
+        drop(reaped);
         leader.reap()
+    }
+
+    /// The lock is held, and the leader not reaped.
+    fn kill_group(&self) {
+        // A fork whose fork server died may have been reaped by somebody else: signal 0 is none, and
+        // asks whether it was. For a moment after that it still may be; the kernel gives no number
+        // away again so soon.
+        if self.pidfd.as_ref().is_none_or(|pidfd| send_to(pidfd, 0)) {
+            // SAFETY: the leader is not reaped, so the number is that of the worker's own group. A
+            // pid fits pid_t.
+            unsafe { libc::kill(-(self.pid as libc::pid_t), libc::SIGKILL) };
+        }
     }
 }
 
-fn kill_group(pid: u32) -> bool {
-    // SAFETY: the leader is not reaped, so the number is that of the worker's own group. A pid fits
-    // pid_t.
-    unsafe { libc::kill(-(pid as libc::pid_t), libc::SIGKILL) == 0 }
+fn send_to(pidfd: &OwnedFd, signal: libc::c_int) -> bool {
+    // SAFETY: a descriptor that is open, and no information that is passed along.
+    unsafe {
+        let nothing = std::ptr::null::<libc::siginfo_t>();
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, nothing, 0) == 0
+    }
 }
 
 /// Owns a worker process: dropping it kills the process group.

@@ -16,7 +16,7 @@
 //!   started it ends, and when heartbeats stay away for 0.7 of the lease ([`Heartbeat`]). It takes its process group
 //!   with it. Only a descendant that left the group (`setsid`) can escape.
 //! - [`WorkerProcess::stop`], [`WorkerProcess::kill`] and [`ExitWatch::wait`] return only once
-//!   the process is reaped, so a permit given back afterwards never admits one worker too many.
+//!   the process has ended, and is reaped unless its fork server died before it, so a permit given back afterwards never admits one worker too many.
 //! - Every reply is checked again on this side: layout, order and range of `_row`.
 //!
 //! # The parts

@@ -137,7 +137,10 @@ impl Trials {
             match self.judge(stream, &mut canary, &mut report).await {
                 Ok(()) => return Ok(Passed { report, canary }),
                 Err(Found::LeaseLost) => {
-                    tracing::warn!(script = script.name, "a trial's lease was lost; trying again");
+                    tracing::warn!(
+                        script = script.name,
+                        "a trial's lease was lost, or its fork server died; trying again"
+                    );
                 }
                 Err(Found::Fault(reason)) => return Err(Refusal { reason, report }),
             }

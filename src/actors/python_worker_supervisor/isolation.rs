@@ -8,7 +8,7 @@
 //! | most of the sample fails | the script is suspected: no data is dead, see `protocol/breaker.rs` and `verdict` |
 //! | a single row fails twice | it is dead, with the failure as its reason |
 //! | the script cannot be loaded | the batch waits, visibly: no data is dead for the code's fault |
-//! | the lease was lost, and the process with it | the batch is run by another worker: no data is dead for that |
+//! | the lease was lost or the fork server died, and the process with it | the batch is run by another worker: no data is dead for that |
 
 use super::{
     assemble::{Outcome, Rejections},

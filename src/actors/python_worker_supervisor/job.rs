@@ -83,7 +83,7 @@ impl Job {
             Err(Stopped::LeaseLost) => {
                 tracing::warn!(
                     script = script.name,
-                    "a worker's lease was lost; its batch runs again"
+                    "a worker's lease was lost, or its fork server died; its batch runs again"
                 );
                 return shift.dismiss(worker, News::Again(vec![batch]));
             }
@@ -142,7 +142,9 @@ fn trace(step: Step, outcome: &Result<Outcome, Stopped>) {
         Ok(outcome) => {
             step.count("rows", outcome.rows.num_rows()).count("dead", outcome.rejected.len()).end();
         }
-        Err(Stopped::LeaseLost) => step.fail("the worker's lease was lost"),
+        Err(Stopped::LeaseLost) => {
+            step.fail("the worker's lease was lost, or its fork server died")
+        }
         Err(Stopped::Broken(error)) => step.fail(&error.to_string()),
         Err(Stopped::Suspected { why, .. }) => step.fail(why),
     }

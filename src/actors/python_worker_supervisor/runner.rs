@@ -55,8 +55,9 @@ pub struct Recipe {
 /// Why a batch did not get through that is not the data's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The lease was lost or not renewed for long: no process may run under it.
-    #[error("the worker's lease was lost")]
+    /// The lease was lost or not renewed for long: no process may run under it. Or the fork server
+    /// died, and its forks with it. Neither the script nor the data had a part in it.
+    #[error("the worker's lease was lost, or its fork server died")]
     LeaseLost,
     /// The script fails on so much that it is at fault, not the rows.
     #[error("the script is suspected: {why}")]
@@ -254,12 +255,23 @@ impl Worker {
         });
         let mut newborn = launched.await.map_err(|_| WorkerError::Poisoned)?;
         self.right = newborn.right.take();
-        Ok(newborn.process.take().ok_or(WorkerError::Poisoned)??)
+        match newborn.process.take().ok_or(WorkerError::Poisoned)? {
+            // It took so long that its lease was over when it began.
+            Err(WorkerError::Exited { .. })
+                if leased_at.elapsed() >= self.recipe.spec.lease.mul_f64(HEARTBEAT_SHARE) =>
+            {
+                Err(RunError::LeaseLost)
+            }
+            started => started.map_err(|error| self.blamed(error)),
+        }
     }
 
-    /// A process that ended without a lease ended for that.
+    /// A process that ended without a lease ended for that, and one that ended nobody knows how for
+    /// its fork server's death.
     pub(super) fn blamed(&self, error: WorkerError) -> RunError {
+        const UNKNOWN: Exit = Exit { code: None, signal: None };
         match error {
+            WorkerError::Exited { exit: UNKNOWN, .. } => RunError::LeaseLost,
             WorkerError::Exited { .. } if !self.is_leased() => RunError::LeaseLost,
             other => RunError::Worker(other),
         }

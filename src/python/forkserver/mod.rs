@@ -7,10 +7,10 @@
 //!
 //! | | |
 //! |---|---|
-//! | what is imported before | the standard library alone; never polars, pyarrow or a script: a fork loses threads, and packages with threads of their own must be imported after it |
+//! | what is imported before | modules of the standard library (`PRELOADED` in `bootstrap.py`) and what the environment's `.pth` files import; never polars, pyarrow or a script: a fork loses threads, and packages with threads of their own must be imported after it. A script or a helper of such a name is loaded as if nothing had been |
 //! | threads | the fork server has one. With more (started by a `.pth` file, say) it refuses, and workers are started one by one, as they are without a fork server |
 //! | who waits for a worker | its own thread in the node, on a pidfd; the fork server reaps it when told to |
-//! | the fork server dies | its workers die with it, as with the node; the next start makes another |
+//! | the fork server dies, or does not answer for [`PATIENCE`] | its workers die with it, as with the node, and nobody is blamed for that; the next start makes another |
 //! | packages are installed while the node runs | their folder has changed: the next start makes another fork server |
 //! | nothing to do | without a worker and without a request for a while it leaves |
 //! | what forks share | the seed of `hash()`; `random` is seeded anew in each |
@@ -40,7 +40,9 @@ use wire::{FDS, Reply, Request, receive, send};
 /// How long bringing Python up may take.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the end of a fork server that was killed may take.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// How long no other one is tried after one that did not come up.
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
@@ -68,7 +70,7 @@ impl ForkServer {
         Self { program, site_dirs, linger, state: Mutex::default() }
     }
 
-    /// The process's id, while there is one.
+    /// The id of the process that the next worker would be a fork of. It may have left since.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.lock().running.as_ref().map(|server| server.pid)
@@ -85,14 +87,21 @@ impl ForkServer {
         for _ in 0..2 {
             let server = self.server()?;
             match server.fork(memory_limit, fds) {
-                Ok(forked) => return Some(forked),
+                Ok(Ok(forked)) => return Some(forked),
+                Ok(Err(why)) => {
+                    tracing::warn!(
+                        why,
+                        "a worker cannot be forked; it is started by itself, which takes longer"
+                    );
+                    return None;
+                }
                 Err(error) => {
                     tracing::debug!(pid = server.pid, %error, "the fork server is gone");
                     self.forget(&server);
                 }
             }
         }
-        tracing::warn!("no worker can be forked; it is started by itself, which takes longer");
+        tracing::warn!("two fork servers died; a worker is started by itself, which takes longer");
         None
     }
 
@@ -223,18 +232,26 @@ impl Server {
         }
     }
 
+    /// A worker, or why this fork server, which is well, cannot make one.
     fn fork(
         self: &Arc<Self>,
         memory_limit: Option<u64>,
         fds: [BorrowedFd<'_>; FDS],
-    ) -> io::Result<Forked> {
-        match self.ask(&Request::Fork { memory_limit }, &fds)? {
-            // Nobody reaps it before `Forked::reap`, so the number is its own.
-            Reply::Forked { pid } => {
-                let pidfd = pidfd_open(pid_of(pid)?, PidfdFlags::empty())?;
-                Ok(Forked { pid, pidfd: Arc::new(pidfd), server: self.clone() })
+    ) -> io::Result<Result<Forked, String>> {
+        let pid = match self.ask(&Request::Fork { memory_limit }, &fds)? {
+            Reply::Forked { pid } => pid,
+            Reply::Failed { why } => return Ok(Err(why)),
+            other => return Err(unexpected(other)),
+        };
+        // Nobody reaps it before `Forked::reap` unless the fork server dies, so the number is its own.
+        let opened = pid_of(pid).and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+        match opened {
+            Ok(pidfd) => Ok(Ok(Forked { pid, pidfd: Arc::new(pidfd), server: self.clone() })),
+            Err(error) => {
+                // There is a worker that nobody waits for and that has the descriptors.
+                self.kill();
+                Err(error)
             }
-            other => Err(unexpected(other)),
         }
     }
 
@@ -337,9 +354,14 @@ impl Forked {
     }
 
     /// The fork server is gone. Where the node is the first process of a container, its orphans
-    /// are the node's own.
+    /// are the node's own once it has ended.
     fn reap_orphan(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let mut watched = [PollFd::from_borrowed_fd(self.server.pidfd.as_fd(), PollFlags::IN)];
+        let within = Timespec { tv_sec: END_PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        // Whatever comes of it: there is nothing else to wait for.
+        let _ = poll(&mut watched, Some(&within));
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         // Elsewhere it is somebody else's child, and this is refused.
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);

@@ -30,20 +30,35 @@ const TITLE: &[u8] = b"python-worker\0--forked\0";
 /// Must be called from the main thread, before any other thread is started.
 pub fn forkserver_main(fd: RawFd) -> ExitCode {
     // SAFETY: asks whether there is a descriptor of that number, and takes it if so: the node left
-    // it to this process, and nothing else in here has it.
+    // it to this process, and nothing else in here has it. Whoever started the node may have had
+    // SIGCHLD ignored, with which nobody could tell how a worker ended.
     let control = unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         (fd > 2 && libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0)
             .then(|| OwnedFd::from_raw_fd(fd))
     };
-    let served = control.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).and_then(serve);
-    match served {
-        Ok(Some(fork)) => worker::serve(fork.socket.into_raw_fd(), Some(fork.bootstrap)),
-        Ok(None) => ExitCode::SUCCESS,
+    let asked =
+        control.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).and_then(|control| {
+            match receive(&control)? {
+                (Request::Start { site_dirs, linger_ms }, _) => Ok((control, site_dirs, linger_ms)),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            }
+        });
+    let (control, site_dirs, linger_ms) = match asked {
+        Ok(asked) => asked,
         Err(error) => {
             eprintln!(
                 "python-forkserver is started by the node itself, not by hand: descriptor {fd}: {error}"
             );
-            ExitCode::from(2)
+            return ExitCode::from(2);
+        }
+    };
+    match serve(control, site_dirs, Duration::from_millis(linger_ms)) {
+        Ok(Some(fork)) => worker::serve(fork.socket.into_raw_fd(), Some(fork.bootstrap)),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the fork server cannot go on: {error}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -55,10 +70,7 @@ struct Fork {
 }
 
 /// Serves the node; `Some` in each fork.
-fn serve(control: OwnedFd) -> io::Result<Option<Fork>> {
-    let (Request::Start { site_dirs, linger_ms }, _) = receive(&control)? else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
+fn serve(control: OwnedFd, site_dirs: Vec<Vec<u8>>, linger: Duration) -> io::Result<Option<Fork>> {
     let dirs = site_dirs.iter().map(|dir| super::worker_wire::path_from_bytes(dir).to_owned());
     let bootstrap = match bring_up(dirs.collect()) {
         Ok(bootstrap) => bootstrap,
@@ -69,7 +81,6 @@ fn serve(control: OwnedFd) -> io::Result<Option<Fork>> {
     };
     send(&control, &Reply::Ready, &[])?;
 
-    let linger = Duration::from_millis(linger_ms);
     let mut living = 0_usize;
     loop {
         if living == 0 && !is_asked(&control, linger)? {
@@ -104,14 +115,18 @@ fn serve(control: OwnedFd) -> io::Result<Option<Fork>> {
                     Err(error) => Reply::Failed { why: error.to_string() },
                 }
             }
-            Request::Reap { pid } => match waitpid(Some(pid_of(pid)?), WaitOptions::empty()) {
+            Request::Reap { pid } => match waitpid(Some(pid_of(pid)?), WaitOptions::NOHANG) {
                 Ok(Some((_, status))) => {
                     living = living.saturating_sub(1);
                     let (code, signal) = (status.exit_status(), status.terminating_signal());
                     Reply::Reaped { code, signal }
                 }
+                // Somebody traces it: it is reaped when this process ends.
                 Ok(None) => Reply::Failed { why: "it has not ended".into() },
-                Err(error) => Reply::Failed { why: error.to_string() },
+                Err(error) => {
+                    living = living.saturating_sub(1);
+                    Reply::Failed { why: error.to_string() }
+                }
             },
             Request::Start { .. } => Reply::Failed { why: "it is up already".into() },
         };
@@ -123,12 +138,9 @@ fn serve(control: OwnedFd) -> io::Result<Option<Fork>> {
 fn is_asked(control: &OwnedFd, within: Duration) -> io::Result<bool> {
     let within = Timespec::try_from(within).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
     let mut watched = [PollFd::new(control, PollFlags::IN)];
-    match poll(&mut watched, Some(&within)) {
-        Ok(ready) => Ok(ready > 0),
-        // It waits a little longer for that.
-        Err(rustix::io::Errno::INTR) => Ok(true),
-        Err(error) => Err(error.into()),
-    }
+    // A signal makes it wait a little longer.
+    let ready = rustix::io::retry_on_intr(|| poll(&mut watched, Some(&within)))?;
+    Ok(ready > 0)
 }
 
 /// Python with its path, and what workers import of the standard library.

@@ -4,6 +4,7 @@ use super::{
     bench, deploy, file, history, save, script_of, stamped, version_of, wait_decided, wait_running,
 };
 use crate::support::{Bench, NodeProcess, Slot, broker, expected, wait_for};
+use millstream::chaos::processes::{fork_servers_of, signal};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,40 @@ fn gated(bench: &Bench, version: u32, then: &str) -> (String, std::path::PathBuf
 fn dead_by_script(node: &NodeProcess) -> i64 {
     let sql = "SELECT count(*) AS n FROM dead_letters WHERE stage = 'transform'";
     node.query(sql)[0]["n"].as_i64().unwrap()
+}
+
+#[test]
+fn a_trial_whose_fork_server_dies_is_made_again_and_no_version_is_refused_for_that() {
+    let Some(brokers) = broker("live_swap: no fork server") else { return };
+    let mut bench = bench(&brokers);
+    let redis = bench.redis();
+    bench.config.generator.rate = 500.0;
+    let node = bench.node("process,store");
+    let tasks = bench.generate();
+    wait_for("the load to flow", || (node.committed_events() > 500).then_some(()));
+    let began = bench.dir.path().join("began");
+    let text = format!(
+        "import pathlib, time\npathlib.Path({began:?}).touch()\ntime.sleep(1.5)\n{}",
+        stamped(1, "pass")
+    );
+    std::thread::scope(|scope| {
+        let deploying = scope.spawn(|| deploy(&node, "features", &text));
+        wait_for("the trial to begin", || began.exists().then_some(()));
+        let killed = fork_servers_of(node.pid());
+        for pid in &killed {
+            signal(*pid, libc::SIGKILL).unwrap();
+        }
+        assert_eq!(killed.len(), 1);
+        let decided = deploying.join().unwrap();
+        assert_eq!(decided["action"], "deployed", "{decided}");
+    });
+    let before = node.committed_events();
+    wait_for("the flow", || (node.committed_events() > before + 500).then_some(()));
+    tasks.stop();
+    node.verify();
+    node.stop_well();
+    bench.judge_well(&expected(&tasks));
+    drop(redis);
 }
 
 #[test]

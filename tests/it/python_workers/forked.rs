@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
-use millstream::python::{Exit, ForkServer, WorkerError, WorkerProcess, WorkerSpec};
+use millstream::python::{
+    Exit, ForkServer, HelperModule, Script, WorkerError, WorkerProcess, WorkerSignal, WorkerSpec,
+};
 
 use super::{
     DEADLINE, EVENT_IDENTITY, LEASE, alone, events, in_time, program, site_dir, started_as,
@@ -103,10 +105,10 @@ def transform(event: dict):
 ";
     let (mut one, mut other) = (started_as(&spec, source).await, started_as(&spec, source).await);
     let (pid, mut watch) = (other.pid(), other.exit_watch());
-    assert!(other.handle().signal(millstream::python::WorkerSignal::Kill));
+    assert!(other.handle().signal(WorkerSignal::Kill));
     assert_eq!(in_time(watch.wait()).await, Exit { code: None, signal: Some(9) });
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "not reaped");
-    assert!(!other.handle().signal(millstream::python::WorkerSignal::Kill), "it is gone");
+    assert!(!other.handle().signal(WorkerSignal::Kill), "it is gone");
     let died = in_time(other.transform(&events(1))).await.unwrap_err();
     assert!(matches!(&died, WorkerError::Exited { stderr, .. } if stderr.is_empty()), "{died:?}");
 
@@ -138,6 +140,72 @@ async fn a_fork_server_that_is_killed_takes_its_workers_along_and_the_next_start
     in_time(next.transform(&events(1))).await.unwrap();
     let parent = status(next.pid(), "PPid").unwrap();
     assert_eq!(parent, fork_server.pid().unwrap().to_string(), "a fork again");
+}
+
+#[tokio::test]
+async fn a_fork_server_that_does_not_answer_holds_nobody_up_and_is_replaced() {
+    let (spec, fork_server) = forked();
+    let spec = WorkerSpec { lease: Duration::from_secs(10), ..spec };
+    let idle = started_as(&spec, EVENT_IDENTITY).await;
+    let handle = idle.handle();
+    let frozen = fork_server.pid().unwrap();
+    // SAFETY: a process that the test has just seen alive, and that nobody else ends.
+    assert_eq!(unsafe { libc::kill(i32::try_from(frozen).unwrap(), libc::SIGSTOP) }, 0);
+    let leaving = tokio::spawn(in_time(idle.stop(Duration::from_millis(100))));
+    let asking = async {
+        let pid = handle.pid();
+        while status(pid, "State").is_some_and(|state| !state.starts_with('Z')) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Its own thread asks the fork server now, and waits for an answer.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = Instant::now();
+        assert!(!handle.is_alive());
+        assert!(!handle.signal(WorkerSignal::Kill));
+        asked.elapsed()
+    };
+    let waited = in_time(asking).await;
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+
+    let mut next = in_time(WorkerProcess::spawn(&spec)).await.unwrap();
+    in_time(next.load(&super::script(EVENT_IDENTITY), &events(0).schema())).await.unwrap();
+    in_time(next.transform(&events(1))).await.unwrap();
+    assert_ne!(fork_server.pid().unwrap(), frozen);
+    gone(frozen).await;
+    // Who could have told is gone.
+    assert_eq!(leaving.await.unwrap(), Exit { code: None, signal: None });
+}
+
+#[tokio::test]
+async fn a_script_and_its_helpers_may_have_names_that_the_fork_server_has_imported() {
+    let helper = |name: &str, source: &str| HelperModule {
+        name: name.into(),
+        path: PathBuf::from(format!("/scripts/{name}.py")),
+        source: source.into(),
+        is_package: false,
+    };
+    let source = "
+import sys, statistics, email
+from concurrent.futures import thread
+assert statistics.OWN == 1 and 'calendar' in sys.modules[__name__].__file__
+def transform(event: dict):
+    del event['count']
+    return event
+";
+    for spec in [forked().0, alone()] {
+        let mut worker = in_time(WorkerProcess::spawn(&spec)).await.unwrap();
+        let mut script = Script::new("calendar", Path::new("/scripts/calendar.py"), source);
+        script.modules = vec![helper("statistics", "OWN = 1")];
+        in_time(worker.load(&script, &events(0).schema())).await.unwrap();
+        in_time(worker.transform(&events(1))).await.unwrap();
+        // What every worker has is nobody's name.
+        let taken = Script::new("json", Path::new("/scripts/json.py"), source);
+        let refused = in_time(worker.load(&taken, &events(0).schema())).await.unwrap_err();
+        assert!(
+            matches!(&refused, WorkerError::Import { message, .. } if message.contains("a script cannot be called 'json'")),
+            "{refused:?}"
+        );
+    }
 }
 
 #[tokio::test]
