@@ -12,6 +12,7 @@ import gc
 import importlib.abc
 import importlib.util
 import inspect
+import json  # noqa: F401  (used by the session; no script may be called so)
 import linecache
 import os
 import site
@@ -120,7 +121,6 @@ PRELOADED = (
     "hashlib",
     "importlib.metadata",
     "ipaddress",
-    "json",
     "locale",
     "logging",
     "mmap",
