@@ -133,6 +133,12 @@ class Node:
             raise RuntimeError(f"the upload failed: {done.stdout}{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
 
+    def verify(self, *more: str) -> dict:
+        """The verdict of `millstream verify --full`; without one, not `ok`, and `error` says why."""
+        command = [self.program, "verify", "--json", "--full", "--http", self.http, *more]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return json.loads(done.stdout) if done.stdout else {"ok": False, "error": done.stderr}
+
     def __enter__(self) -> "Node":
         """Is itself."""
         return self

@@ -35,7 +35,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -235,13 +234,9 @@ class Reading:
 
 def verified(running: Node) -> list[str]:
     """What is wrong with what has landed, once everything has."""
-    command = [running.program, "verify", "--json", "--full", "--wait", "60s"]
-    done = subprocess.run([*command, "--http", running.http], capture_output=True, text=True)
-    if not done.stdout:
-        return [f"the audit failed: {done.stderr.strip()}"]
-    verdict = json.loads(done.stdout)
+    verdict = running.verify("--wait", "60s")
     clean = verdict["ok"] and not any(verdict[k] for k in ("lost", "duplicated", "dead_letters"))
-    return [] if clean else [f"the audit found: {done.stdout.strip()}"]
+    return [] if clean else [f"the audit found: {verdict}"]
 
 
 def measure(args: argparse.Namespace, program: Path, folder: Path) -> dict:

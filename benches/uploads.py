@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 import urllib.request
@@ -102,12 +101,6 @@ def upload(node: Node, file: Path) -> dict:
     return {**receipt, "accepted_s": accepted, "seconds": time.monotonic() - started}
 
 
-def verified(node: Node) -> bool:
-    """Whether the audit is clean."""
-    command = [node.program, "verify", "--json", "--full", "--http", node.http]
-    return json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["ok"]
-
-
 def main() -> int:
     """Runs both measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,7 +130,7 @@ def main() -> int:
                 "rows_per_s": round(rows / done["seconds"]),
                 "peak_rss_mb": round(running.peak),
             }
-            result["ok"] &= done["rows"] == rows and verified(running)
+            result["ok"] &= done["rows"] == rows and running.verify()["ok"]
         file.unlink()
 
     file = args.dir / "rows.ndjson"

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -54,7 +54,7 @@ pub struct WorkerSpec {
 
 /// What every interpreter finds in its environment: packages come from [`WorkerSpec::site_dirs`]
 /// alone, and what a script starts speaks UTF-8 as the script does.
-pub(super) const ENVIRONMENT: [(&str, &str); 2] = [("PYTHONUTF8", "1"), ("PYTHONNOUSERSITE", "1")];
+const ENVIRONMENT: [(&str, &str); 2] = [("PYTHONUTF8", "1"), ("PYTHONNOUSERSITE", "1")];
 
 /// Tells when a worker process has ended and is reaped. Outlives the
 /// [`WorkerProcess`](super::WorkerProcess), so that a permit can be given back after a mere drop.
@@ -166,7 +166,8 @@ fn start(spec: &WorkerSpec, socket: UnixStream) -> io::Result<(Leader, OwnedFd, 
             return Ok((Leader::Forked(forked), stdout.into(), stderr.into()));
         }
     }
-    let mut child = command(spec, &socket).spawn()?;
+    let mut command = command(&spec.program, "python-worker", &socket, spec.memory_limit);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     match (child.stdout.take(), child.stderr.take()) {
         (Some(stdout), Some(stderr)) => Ok((Leader::Child(child), stdout.into(), stderr.into())),
         // Both were asked for as pipes.
@@ -188,18 +189,23 @@ fn widen(socket: &UnixStream) {
     };
 }
 
-fn command(spec: &WorkerSpec, socket: &UnixStream) -> Command {
+/// `program subcommand --fd N`: a process with Python that inherits the socket, leads a process group
+/// and ends when the thread does that starts it, which must wait for it.
+pub(super) fn command(
+    program: &Path,
+    subcommand: &str,
+    socket: &impl AsRawFd,
+    memory_limit: Option<u64>,
+) -> Command {
     let fd = socket.as_raw_fd();
-    let mut command = Command::new(&spec.program);
+    let mut command = Command::new(program);
     command
-        .args(["python-worker", "--fd"])
+        .args([subcommand, "--fd"])
         .arg(fd.to_string())
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .process_group(0)
         .envs(ENVIRONMENT);
-    let memory = spec.memory_limit.map(|bytes| libc::rlimit { rlim_cur: bytes, rlim_max: bytes });
+    let memory = memory_limit.map(|bytes| libc::rlimit { rlim_cur: bytes, rlim_max: bytes });
     // SAFETY: async-signal-safe calls only. Only the forked child lets the socket live through exec,
     // so no other process started at this moment inherits it. The thread that starts the child waits
     // for it, so the child ends when the node does, however that ends, and not sooner.

@@ -21,10 +21,9 @@ mod wire;
 pub use server::forkserver_main;
 
 use std::io::{self, BufRead, BufReader, PipeReader};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,6 +33,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::Exit;
+use super::launch;
 use super::wire as worker_wire;
 use wire::{FDS, Reply, Request, receive, send};
 
@@ -174,7 +174,7 @@ impl Server {
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let (ours, theirs) = socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
         let (lines, said) = io::pipe()?;
-        let mut command = command(program, &theirs);
+        let mut command = launch::command(program, "python-forkserver", &theirs, None);
         command.stdout(said.try_clone()?).stderr(said);
         let (tell, told) = mpsc::channel();
         // The process ends with this thread, which ends after it.
@@ -277,30 +277,6 @@ fn unexpected(reply: Reply) -> io::Error {
 fn pid_of(pid: u32) -> io::Result<Pid> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn command(program: &Path, control: &OwnedFd) -> Command {
-    let fd = control.as_raw_fd();
-    let mut command = Command::new(program);
-    command
-        .args(["python-forkserver", "--fd"])
-        .arg(fd.to_string())
-        .stdin(Stdio::null())
-        .process_group(0)
-        .envs(super::launch::ENVIRONMENT);
-    // SAFETY: async-signal-safe calls only, between fork and exec. The socket lives through exec in
-    // this child alone; the thread that starts it waits for it, so it ends with the node.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::fcntl(fd, libc::F_SETFD, 0) < 0
-                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    command
 }
 
 /// Passes on what the process says, and reaps it once it has ended.

@@ -28,9 +28,10 @@ fn a_trial_whose_fork_server_dies_is_made_again_and_no_version_is_refused_for_th
     let node = bench.node("process,store");
     let tasks = bench.generate();
     wait_for("the load to flow", || (node.committed_events() > 500).then_some(()));
-    let began = bench.dir.path().join("began");
+    // Its loading ends once this test has done its part, so the trial is in the middle of it then.
+    let (began, goes_on) = (bench.dir.path().join("began"), bench.dir.path().join("goes-on"));
     let text = format!(
-        "import pathlib, time\npathlib.Path({began:?}).touch()\ntime.sleep(1.5)\n{}",
+        "import pathlib, time\npathlib.Path({began:?}).touch()\nwhile not pathlib.Path({goes_on:?}).exists(): time.sleep(0.01)\n{}",
         stamped(1, "pass")
     );
     std::thread::scope(|scope| {
@@ -40,6 +41,7 @@ fn a_trial_whose_fork_server_dies_is_made_again_and_no_version_is_refused_for_th
         for pid in &killed {
             signal(*pid, libc::SIGKILL).unwrap();
         }
+        std::fs::write(&goes_on, "").unwrap();
         assert_eq!(killed.len(), 1);
         let decided = deploying.join().unwrap();
         assert_eq!(decided["action"], "deployed", "{decided}");
